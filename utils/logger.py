@@ -1,0 +1,54 @@
+"""Text log on screen and in a file, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+class _ScreenHandler(logging.Handler):
+    """Prints above the progress bars instead of through them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record))
+
+
+def log_to_screen() -> None:
+    """Send the program's messages to the screen."""
+    handler = _ScreenHandler()
+    handler.setFormatter(FORMAT)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+
+
+class RunLog:
+    """The log folder of a run: ``log.txt`` and TensorBoard's event file. Use it as a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = logging.FileHandler(folder / "log.txt")
+        self.file.setFormatter(FORMAT)
+        logging.getLogger().addHandler(self.file)
+        self.writer = SummaryWriter(str(folder))
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Record ``values`` after ``update`` updates."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, update)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.writer.close()
+        logging.getLogger().removeHandler(self.file)
+        self.file.close()

@@ -1,0 +1,130 @@
+"""Options as a dataclass: read from a JSON file, overridden by the command line, each value checked against its type."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from utils.errors import InputError, nearest
+
+Options = TypeVar("Options")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of an options dataclass, with the sentence that ``--help`` shows."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ``InputError`` when it cannot be read, is not JSON, or is not an object."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def read_json_as(cls: type[Options], path: str | Path) -> Options:
+    """Read a JSON object as dataclass ``cls``. Raises ``InputError`` that names the file and the key."""
+    return _build(cls, _checked(cls, read_json(path), str(path)), str(path))
+
+
+def parse_options(
+    cls: type[Options], argv: Sequence[str], description: str, inherit: Mapping[str, Collection[str]] = MappingProxyType({})
+) -> Options:
+    """Options from ``argv``: defaults, then the JSON file of ``--config`` if given, then the command line, in any order.
+
+    Args:
+        inherit: for an option that is itself the path of a JSON file of options, which of that file's keys are read from it,
+            after the defaults and before everything else.
+
+    Raises:
+        InputError: an unknown option or key (with the nearest one), a wrong type, or an impossible value.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", metavar="JSON", help="a JSON file of these options; the command line wins over it")
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        _add_argument(parser, field, hints[field.name])
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [action.option_strings[0] for action in parser._actions if action.option_strings]
+        flag = next((word for word in unknown if word.startswith("-")), unknown[0])
+        raise InputError(f"unknown option {flag}{nearest(flag.split('=')[0], flags)}")
+    from_command_line = vars(given)
+    config = from_command_line.pop("config", None)
+    from_file = _checked(cls, read_json(config), config) if config else {}
+    overriding = {
+        name: _convert(value, hints[name], f"--{name}", strict=isinstance(value, bool))
+        for name, value in from_command_line.items()
+    }
+    values = from_file | overriding
+    inherited: dict[str, Any] = {}
+    for name, keys in inherit.items():
+        if path := values.get(name):
+            known = {key: value for key, value in read_json(path).items() if key in keys}
+            inherited |= _checked(cls, known, path)
+    return _build(cls, inherited | values, config or "command line")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise InputError(message)
+
+
+def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
+    words = f"{field.metadata['help']} ({default})".replace("%", "%%")
+    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
+    choices = [choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
+    if kinds == [bool]:
+        parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=words)
+    elif typing.get_origin(kinds[0]) in (tuple, list):
+        parser.add_argument(f"--{field.name}", nargs="+", help=words, metavar="X")
+    else:
+        parser.add_argument(f"--{field.name}", help=words, metavar="|".join(choices) or kinds[0].__name__.upper())
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise InputError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
+    return {key: _convert(value, hints[key], f"{source}: {key}", strict=True) for key, value in values.items()}
+
+
+def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
+    try:
+        return msgspec.convert(value, hint, strict=strict)
+    except msgspec.ValidationError as error:
+        choices = [choice for kind in _alternatives(hint) for choice in typing.get_args(kind) if isinstance(choice, str)]
+        expected = "one of " + ", ".join(choices) if choices else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))
+        raise InputError(f"{where}: {json.dumps(value)} given, expected {expected}") from error
+
+
+def _build(cls: type[Options], values: dict[str, Any], source: str) -> Options:
+    required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    for name in required:
+        if name not in values:
+            raise InputError(f"{source}: {name} is missing, it has no default")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error

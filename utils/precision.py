@@ -1,0 +1,77 @@
+"""Devices and mixed precision; nothing else in the tree knows of autocast or loss scaling."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from utils.errors import InputError
+
+LOGGER = logging.getLogger(__name__)
+Name = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that option ``device`` means. Raises ``InputError`` for one that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} cannot be used on this machine, expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name!r} is not supported, expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def choose_precision(precision: str | None, fp16: bool, device: torch.device) -> Name:
+    """What options ``precision`` and ``fp16`` mean on ``device``.
+
+    Raises:
+        InputError: fp16 arithmetic asked for by name on a CPU, where it is slow and has no loss scaling to be tested with.
+    """
+    if precision is None:
+        if fp16 and device.type != "cuda":
+            LOGGER.warning("fp16 means half precision on a CUDA device; %s computes in fp32", device.type)
+        return "fp16" if fp16 and device.type == "cuda" else "fp32"
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+        return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+    if precision == "fp16" and device.type != "cuda":
+        raise InputError(f"precision fp16 needs a CUDA device, this run is on {device.type}: expected fp32, bf16 or auto")
+    assert precision in DTYPES
+    return precision  # type: ignore[return-value]
+
+
+class Precision:
+    """The arithmetic of one run: an autocast context and, under fp16, a gradient scaler."""
+
+    def __init__(self, name: Name, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the encoder runs; weights stay in fp32."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.name])
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AMX tiles or AVX-512 BF16; false where this torch cannot tell."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """The context that computes in fp32 inside ``Precision.autocast``."""
+    return torch.autocast(device.type, enabled=False)

@@ -1,0 +1,163 @@
+"""The options of the two programs. Names and defaults are those of the published configurations where there is one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from utils.errors import InputError
+from utils.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where and how numbers are computed."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+        None, "arithmetic of the encoder; fp32 unless fp16 is set; auto is bf16 where the device computes it fast"
+    )
+    fp16: bool = option(False, "on a CUDA device the same as precision fp16, with loss scaling; elsewhere fp32, with a warning")
+    n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process")
+    pin_mem: bool = option(True, "read into page-locked memory when the device is a GPU")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Which image database of a folder, and which boxes (docs/formats.md)."""
+
+    compressed_db: bool = option(False, "read the database whose records are compressed")
+    conf_th: float = option(0.2, "keep boxes of more confidence; -1 for the database of num_bb boxes an image")
+    max_bb: int = option(100, "keep at most so many boxes")
+    min_bb: int = option(10, "keep at least so many boxes")
+    num_bb: int = option(36, "boxes an image when conf_th is -1")
+
+    def image_settings(self) -> dict[str, Any]:
+        """The keyword arguments of ``data.image_db.ImageDatabase``."""
+        return {
+            "compressed": self.compressed_db,
+            "conf_th": self.conf_th,
+            "max_bb": self.max_bb,
+            "min_bb": self.min_bb,
+            "num_bb": self.num_bb,
+        }
+
+    def check_boxes(self) -> None:
+        """Raise ``InputError`` for box limits that no image can meet."""
+        if not 1 <= self.min_bb <= self.max_bb:
+            raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}, expected 1 <= min_bb <= max_bb")
+        if self.num_bb < 1:
+            raise InputError(f"num_bb is {self.num_bb}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(MachineOptions, ImageOptions):
+    """Options of train_itm_hard_negatives.py."""
+
+    train_txt_dbs: tuple[str, ...] = option((), "text databases to train on")
+    train_img_dbs: tuple[str, ...] = option((), "the image database of each text database")
+    val_txt_db: str = option("", "text database to validate on")
+    val_img_db: str = option("", "its image database")
+    test_txt_db: str = option("", "text database of the final evaluation")
+    test_img_db: str = option("", "its image database")
+    checkpoint: str | None = option(None, "weights to start from; random ones if none")
+    model_config: str = option("config/uniter-base.json", "architecture")
+    output_dir: str = option("", "new or empty folder for checkpoints and logs")
+
+    max_txt_len: int = option(60, "train on texts of at most so many word pieces; -1 for all")
+    train_batch_size: int = option(8, "micro-steps accumulated into one update")
+    micro_steps_per_pass: int = option(1, "micro-steps run through the encoder together: the same update, more memory, fewer passes")
+    negative_size: int = option(399, "negatives drawn for each anchor")
+    hard_neg_size: int = option(31, "negatives kept for the loss")
+    mining: Literal["hard", "random"] = option("hard", "keep the best-scored negatives, as published, or random ones")
+    inf_minibatch_size: int = option(400, "most pairs in one chunk of the encoder; also images a text in quick validation")
+    margin: float = option(0.2, "margin of the hinge")
+
+    IAIS: Literal["singular", "distributed"] | None = option(None, "alignment loss; none for the plain ranking loss")
+    iais_weight: float = option(1.0, "factor of the alignment loss, beside its schedule")
+    iais_schedule: Literal["exp", "linear", "log", "const"] = option("exp", "λ_t = exp(5(t/T - 1)), t/T, 1 - exp(-5 t/T), or 1")
+    iais_layers: tuple[int, ...] = option((-1,), "layers whose attention is aligned, 0 the first, -1 the last; their mean")
+    iais_modality: Literal["alternate", "L", "V"] = option(
+        "alternate", "V in the image-anchored and L in the text-anchored half, or one of them in both"
+    )
+    iais_divide: bool = option(False, "divide the alignment loss by train_batch_size like the ranking loss; published: no")
+
+    learning_rate: float = option(5e-5, "peak learning rate")
+    num_train_steps: int = option(5000, "updates")
+    warmup_steps: int = option(500, "updates of linear warm-up")
+    optim: Literal["adam", "adamax", "adamw"] = option("adamw", "optimiser")
+    betas: tuple[float, float] = option((0.9, 0.98), "its decay rates")
+    weight_decay: float = option(0.01, "decoupled for adamw; not on biases and LayerNorm weights")
+    dropout: float = option(0.1, "dropout everywhere in the encoder")
+    grad_norm: float = option(2.0, "clip the gradient's norm to this; -1 for no clipping")
+    valid_steps: int = option(500, "updates between validations")
+    full_val: bool = option(True, "validate on all pairs; otherwise only 1 positive among inf_minibatch_size images")
+    seed: int = option(42, "of weights, sampling and dropout")
+
+    def __post_init__(self) -> None:
+        for name in ("output_dir", "val_txt_db", "val_img_db", "train_txt_dbs", "train_img_dbs"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is missing, it has no default")
+        if bool(self.test_txt_db) != bool(self.test_img_db):
+            raise InputError("test_txt_db and test_img_db: one is given without the other, expected both or neither")
+        if len(self.train_txt_dbs) != len(self.train_img_dbs):
+            raise InputError(
+                f"train_img_dbs names {len(self.train_img_dbs)} databases, expected {len(self.train_txt_dbs)}, "
+                "one for each of train_txt_dbs"
+            )
+        self.check_boxes()
+        check_at_least(self, 1, "train_batch_size", "micro_steps_per_pass", "negative_size", "hard_neg_size")
+        check_at_least(self, 1, "inf_minibatch_size", "num_train_steps", "valid_steps")
+        check_at_least(self, 0, "warmup_steps", "n_workers", "seed", "weight_decay", "margin", "iais_weight", "learning_rate")
+        if self.hard_neg_size > self.negative_size:
+            raise InputError(f"hard_neg_size is {self.hard_neg_size}, expected at most negative_size {self.negative_size}")
+        if self.train_batch_size % self.micro_steps_per_pass:
+            raise InputError(
+                f"micro_steps_per_pass is {self.micro_steps_per_pass}, expected a divisor of train_batch_size {self.train_batch_size}"
+            )
+        if self.warmup_steps >= self.num_train_steps:
+            raise InputError(f"warmup_steps is {self.warmup_steps}, expected fewer than num_train_steps {self.num_train_steps}")
+        if self.max_txt_len != -1:
+            check_at_least(self, 1, "max_txt_len")
+        if not (self.grad_norm > 0 or self.grad_norm == -1):
+            raise InputError(f"grad_norm is {self.grad_norm}, expected a positive norm, or -1 for no clipping")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, expected a probability in [0, 1)")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas is {list(self.betas)}, expected two numbers in [0, 1)")
+        if not self.iais_layers:
+            raise InputError("iais_layers is empty, expected at least one layer")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, which ``--config`` reads."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(MachineOptions, ImageOptions):
+    """Options of inf_itm.py."""
+
+    txt_db: str = option("", "text database")
+    img_db: str = option("", "its image database")
+    checkpoint: str = option("", "weights, fine-tuned or only pretrained")
+    model_config: str = option("", "architecture; that of train_config if none")
+    output_dir: str = option("", "folder for scores.json and scores.npz")
+    train_config: str | None = option(None, "log/hps.json of a training: its box options and architecture, where not given here")
+    batch_size: int = option(400, "most pairs in one chunk of the encoder; changes no score")
+
+    def __post_init__(self) -> None:
+        for name in ("txt_db", "img_db", "checkpoint", "model_config", "output_dir"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is missing, it has no default")
+        self.check_boxes()
+        check_at_least(self, 1, "batch_size")
+        check_at_least(self, 0, "n_workers")
+
+
+def check_at_least(options: object, least: float, *names: str) -> None:
+    """Raise ``InputError`` for the first of these options that is smaller than ``least``, or not a finite number."""
+    for name in names:
+        value = getattr(options, name)
+        if not (value >= least and math.isfinite(value)):
+            raise InputError(f"{name} is {value}, expected at least {least}")
