@@ -1,0 +1,151 @@
+"""The one batch type: some distinct texts, some distinct images, and the (text, image) pairs to score.
+
+Shapes: T texts, I images, P pairs; N tokens of a text with [CLS] and [SEP]; K regions of an image; F feature width;
+G groups (one anchor each) of C candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.image_db import Image
+from data.text_db import Text
+from model.config import UniterConfig
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Items of different lengths, their rows one behind the other, so that nothing is padded.
+
+    Attributes:
+        rows: (sum of lengths, …), on any device.
+        lengths: (items,) int64, always on the CPU, where batches are planned.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+
+    @property
+    def starts(self) -> Tensor:
+        """The first row of each item, (items,)."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def positions(self) -> Tensor:
+        """0, 1, … within each item, (rows,), on the CPU."""
+        return torch.arange(int(self.lengths.sum())) - self.starts.repeat_interleave(self.lengths)
+
+    def row_indices(self, items: Tensor) -> Tensor:
+        """The rows of ``items`` in their order, (sum of their lengths,), on the CPU."""
+        lengths = self.lengths[items]
+        offsets = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return self.starts[items].repeat_interleave(lengths) + offsets
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """What is scored together; every distinct text and image occurs once, however many pairs it is in.
+
+    Attributes:
+        text_ids: T ids.
+        image_names: I names.
+        tokens: rows int64 (sum of N,), with [CLS] first and [SEP] last in each text.
+        features: rows (sum of K, F), as stored, mostly float16.
+        boxes: (sum of K, 7) float32, x1 y1 x2 y2 w h w·h in [0, 1], row by row with ``features``.
+        pairs: (P, 2) int64 on the CPU, index of the text and of the image.
+    """
+
+    text_ids: tuple[str, ...]
+    image_names: tuple[str, ...]
+    tokens: Ragged
+    features: Ragged
+    boxes: Tensor
+    pairs: Tensor
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch with its rows on ``device``; lengths and pairs stay on the CPU."""
+        return self._map_rows(lambda rows: rows.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PairBatch:
+        """The batch in page-locked memory, from which a GPU copies without stopping the CPU."""
+        return self._map_rows(lambda rows: rows.pin_memory())
+
+    def select(self, pairs: Tensor) -> PairBatch:
+        """The batch of these (P', 2) pairs alone, holding only the texts and images that occur in them."""
+        texts, text_of = pairs[:, 0].unique(return_inverse=True)
+        images, image_of = pairs[:, 1].unique(return_inverse=True)
+        regions = self.features.row_indices(images).to(self.boxes.device)
+        words = self.tokens.row_indices(texts).to(self.tokens.rows.device)
+        return PairBatch(
+            text_ids=tuple(self.text_ids[i] for i in texts.tolist()),
+            image_names=tuple(self.image_names[i] for i in images.tolist()),
+            tokens=Ragged(self.tokens.rows[words], self.tokens.lengths[texts]),
+            features=Ragged(self.features.rows[regions], self.features.lengths[images]),
+            boxes=self.boxes[regions],
+            pairs=torch.stack([text_of, image_of], dim=1),
+        )
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
+        return replace(
+            self,
+            tokens=replace(self.tokens, rows=change(self.tokens.rows)),
+            features=replace(self.features, rows=change(self.features.rows)),
+            boxes=change(self.boxes),
+        )
+
+
+class Half(NamedTuple):
+    """One half of one or more micro-steps: G anchors of one kind, each with its C candidates.
+
+    ``batch.pairs`` (G · C, 2) lists the groups one behind the other, each with its positive first.
+    """
+
+    anchor: Literal["image", "text"]
+    batch: PairBatch
+    groups: int
+
+
+def collate(
+    texts: Sequence[Text], images: Sequence[Image], pairs: Tensor, *, cls_id: int, sep_id: int, config: UniterConfig
+) -> PairBatch:
+    """Make the batch of ``pairs`` (P, 2), indices into ``texts`` and ``images``; either list may be empty.
+
+    Raises:
+        InputError: a text that is longer than the position table or has ids outside the vocabulary, or an image whose
+            features do not have the width that ``config`` states; the message names it.
+    """
+    for text in texts:
+        if len(text.input_ids) + 2 > config.max_position_embeddings:
+            raise InputError(
+                f"text {text.id!r} has {len(text.input_ids)} word pieces, expected at most {config.max_position_embeddings - 2}: "
+                f"max_position_embeddings is {config.max_position_embeddings}, [CLS] and [SEP] included"
+            )
+        if len(text.input_ids) and text.input_ids.max() >= config.vocab_size:
+            raise InputError(
+                f"text {text.id!r} has word-piece id {text.input_ids.max()}, expected ids below the model's vocab_size {config.vocab_size}"
+            )
+    for image in images:
+        if image.features.shape[1] != config.img_dim:
+            raise InputError(
+                f"image {image.name!r} has features of width {image.features.shape[1]}, expected the model's img_dim {config.img_dim}"
+            )
+    tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
+    return PairBatch(
+        text_ids=tuple(text.id for text in texts),
+        image_names=tuple(image.name for image in images),
+        tokens=_ragged(tokens, np.empty(0, np.int64)),
+        features=_ragged([image.features for image in images], np.empty((0, config.img_dim), np.float16)),
+        boxes=_ragged([image.boxes for image in images], np.empty((0, 7), np.float32)).rows,
+        pairs=pairs,
+    )
+
+
+def _ragged(items: list[np.ndarray], empty: np.ndarray) -> Ragged:
+    rows = np.concatenate(items) if items else empty
+    return Ragged(torch.from_numpy(rows), torch.tensor([len(item) for item in items], dtype=torch.int64))

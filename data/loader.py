@@ -1,0 +1,60 @@
+"""Batches of a task, read ahead by worker processes and moved to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from data.batch import Half, PairBatch
+from utils.errors import InputError
+
+Item = TypeVar("Item", PairBatch, Half)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How to read: ``workers`` processes (0: this one), and whether into page-locked memory for the copy to a GPU."""
+
+    device: torch.device
+    workers: int = 0
+    pin: bool = False
+
+    def __call__(self, task: Dataset[Item], numbers: Sequence[int] | None = None) -> Iterator[Item]:
+        """The batches of ``task`` with these ``numbers``, all by default, in their order and on the device.
+
+        Raises:
+            InputError: as the task does, also where a worker process met it.
+        """
+        loader = DataLoader(
+            _Careful(task),
+            batch_size=None,
+            sampler=range(len(task)) if numbers is None else numbers,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            pin_memory=self.pin and self.device.type == "cuda",
+            collate_fn=_same,
+        )
+        for item in loader:
+            if isinstance(item, InputError):
+                raise item
+            yield item._replace(batch=item.batch.to(self.device)) if isinstance(item, Half) else item.to(self.device)
+
+
+class _Careful(Dataset[Item | InputError], Generic[Item]):
+    """Hands over a user's error as a value: raised in a worker, it would arrive with that worker's traceback in its message."""
+
+    def __init__(self, task: Dataset[Item]) -> None:
+        self.task = task
+
+    def __getitem__(self, number: int) -> Item | InputError:
+        try:
+            return self.task[number]
+        except InputError as error:
+            return error
+
+
+def _same(item: Item) -> Item:
+    return item

@@ -1,0 +1,63 @@
+"""The architecture of a UNITER encoder, as its JSON file states it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.errors import InputError
+from utils.options import read_json_as
+
+
+@dataclass(frozen=True)
+class UniterConfig:
+    """Sizes of a UNITER encoder (Chen et al. 2020, section 3.1); names are those of the published ``uniter-*.json`` files.
+
+    ``img_dim`` is the width of a region feature, 2048 for bottom-up attention.
+
+    Raises:
+        InputError: a size is not positive, a probability is outside [0, 1), or the heads do not divide the width.
+    """
+
+    vocab_size: int = 28996
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: Literal["gelu"] = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    img_dim: int = 2048
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"{name} is {value}, expected at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1)")
+        if self.type_vocab_size < 2:
+            raise InputError(f"type_vocab_size is {self.type_vocab_size}, expected 2: type 0 for words and type 1 for regions")
+        if self.initializer_range <= 0:
+            raise InputError(f"initializer_range is {self.initializer_range}, expected a positive standard deviation")
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> UniterConfig:
+        """Read an architecture file. Raises ``InputError`` for an unknown key or an impossible value, naming file and key."""
+        return read_json_as(cls, path)
+
+    def with_dropout(self, probability: float) -> UniterConfig:
+        """The same architecture with one dropout probability everywhere, which is what the training option ``dropout`` means."""
+        return replace(self, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that ``from_json`` reads."""
+        return asdict(self)

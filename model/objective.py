@@ -1,0 +1,84 @@
+"""The loss of a training half: score the candidates, keep some negatives, run those again with gradient.
+
+Shapes: G groups of C candidates, the positive first; H negatives kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.batch import Half
+from model.iais import REGULARISERS, Modality, alignment_loss
+from model.retrieval import Compute, RetrievalModel, hardest, hinge
+from model.uniter import MapRequest
+from utils.errors import InputError
+
+
+class HalfLoss(NamedTuple):
+    """``hinge``: (G, H) terms; ``alignment``: (G,), unweighted, zero without IAIS; ``candidates``: (G, C) raw scores when mined."""
+
+    hinge: Tensor
+    alignment: Tensor
+    candidates: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Ranking with online hard negatives and, if ``regulariser`` is named, IAIS on the positive pairs."""
+
+    hard_neg_size: int
+    margin: float
+    mining: Literal["hard", "random"] = "hard"
+    regulariser: str | None = None
+    layers: tuple[int, ...] = (-1,)
+    modality: Literal["alternate", "L", "V"] = "alternate"
+
+    def __call__(self, model: RetrievalModel, half: Half, compute: Compute) -> HalfLoss:
+        """The loss terms of ``half``; leaves ``model`` in training mode."""
+        pairs = half.batch.pairs.view(half.groups, -1, 2)  # (G, C, 2)
+        candidates = self._score_candidates(model, half, compute) if self.mining == "hard" else None
+        if candidates is not None:
+            kept = hardest(candidates, self.hard_neg_size).cpu()
+        else:  # negatives are drawn at random, so the first are as random as any
+            kept = torch.arange(1 + self.hard_neg_size).expand(half.groups, -1)
+        kept_pairs = pairs.gather(1, kept[:, :, None].expand(-1, -1, 2))  # (G, 1 + H, 2)
+        hard = half.batch.select(kept_pairs.flatten(0, 1))
+        positives = [group * kept.shape[1] for group in range(half.groups)]
+        layers = self._layer_numbers(model) if self.regulariser else ()
+
+        model.train()
+        scored = model(hard, compute, MapRequest(positives, layers))
+        terms = hinge(scored.scores.view(kept.shape), self.margin)
+        if not self.regulariser:
+            return HalfLoss(terms, terms.new_zeros(half.groups), candidates)
+        modality: Modality = ("V" if half.anchor == "image" else "L") if self.modality == "alternate" else self.modality
+        text_lengths = hard.tokens.lengths[hard.pairs[positives, 0]].tolist()
+        alignment = [
+            alignment_loss(REGULARISERS[self.regulariser], [scored.maps[layer][group] for layer in layers], length, modality)
+            for group, length in enumerate(text_lengths)
+        ]
+        return HalfLoss(terms, torch.stack(alignment), candidates)
+
+    @torch.no_grad()
+    def _score_candidates(self, model: RetrievalModel, half: Half, compute: Compute) -> Tensor:
+        model.eval()
+        return model(half.batch, compute).scores.view(half.groups, -1)
+
+    def _layer_numbers(self, model: RetrievalModel) -> tuple[int, ...]:
+        return layer_numbers(self.layers, model.config.num_hidden_layers)
+
+
+def layer_numbers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Layers counted from the first (0 …) or from the last (-1 …) as numbers from the first.
+
+    Raises:
+        InputError: one that an encoder of ``count`` layers does not have.
+    """
+    for layer in layers:
+        if not -count <= layer < count:
+            raise InputError(f"iais_layers names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers")
+    return tuple(sorted({layer % count for layer in layers}))

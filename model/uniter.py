@@ -1,0 +1,112 @@
+"""UNITER: embed each text and image once, then encode the pairs (Chen et al. 2020, section 3.1).
+
+Shapes: P pairs, B pairs of a chunk, N joined length (words then regions), H hidden width, A heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.batch import PairBatch, Ragged
+from model.config import UniterConfig
+from model.embeddings import ImageEmbeddings, TextEmbeddings
+from model.layers import Block, Pooler
+from model.packing import Chunk, ChunkSize, chunks
+
+
+class Embedded(NamedTuple):
+    """Embedded texts and images of a batch, rows (…, H), before dropout."""
+
+    texts: Ragged
+    images: Ragged
+
+
+class MapRequest(NamedTuple):
+    """Which self-attention maps to hand out: of these pairs (indices into ``pairs``), in these layers (0 is the first)."""
+
+    pairs: Sequence[int]
+    layers: Sequence[int]
+
+
+class Encoded(NamedTuple):
+    """What the encoder gives.
+
+    ``cls``: (P, H), the last layer's [CLS] rows. ``maps``: for each layer asked for, one tensor (A, N, N) for each pair asked
+    for, in the order of the request: S = Q Kᵀ / √D before the softmax, in fp32, unpadded, words before regions.
+    """
+
+    cls: Tensor
+    maps: dict[int, list[Tensor]]
+
+
+class UniterEncoder(nn.Module):
+    """The stack of blocks."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, chunk: Chunk, request: MapRequest) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
+        """(B, N, H) → [CLS] rows (B, H) and, by (layer, pair), the maps of the requested pairs that are in this chunk."""
+        wanted = [(row, pair) for row, pair in enumerate(chunk.members.tolist()) if pair in request.pairs]
+        maps: dict[tuple[int, int], Tensor] = {}
+        for number, block in enumerate(self.layer):
+            if wanted and number in request.layers:
+                scores = block.attention.self.scores(hidden[[row for row, _ in wanted]])
+                for (row, pair), score in zip(wanted, scores, strict=True):
+                    length = int(chunk.lengths[row])
+                    maps[number, pair] = score[:, :length, :length]
+            hidden = block(hidden, chunk.mask, cls_only=number == len(self.layer) - 1)
+        return hidden[:, 0], maps
+
+
+class UniterModel(nn.Module):
+    """The encoder of (text, image) pairs. It knows nothing of losses, ranking or precision."""
+
+    def __init__(self, config: UniterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = TextEmbeddings(config)
+        self.img_embeddings = ImageEmbeddings(config)
+        self.encoder = UniterEncoder(config)
+        self.pooler = Pooler(config)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+
+    def embed(self, batch: PairBatch) -> Embedded:
+        """Embed each distinct text and image of ``batch`` once."""
+        device = batch.tokens.rows.device
+        texts = self.embeddings(batch.tokens.rows, batch.tokens.positions().to(device))
+        images = self.img_embeddings(batch.features.rows, batch.boxes, self.embeddings.image_type)
+        return Embedded(Ragged(texts, batch.tokens.lengths), Ragged(images, batch.features.lengths))
+
+    def encode(
+        self, embedded: Embedded, pairs: Tensor, size: ChunkSize, request: MapRequest = MapRequest((), ())
+    ) -> Encoded:
+        """Encode ``pairs`` (P, 2), indices into the embedded texts and images, in chunks of at most ``size``.
+
+        The last layer computes its [CLS] rows alone; a map is computed beside the layer it belongs to, for its pair only, so
+        asking for one changes nothing else. The embeddings' dropout is applied here, so that each pair has its own.
+        """
+        table = torch.cat([embedded.texts.rows, embedded.images.rows])
+        cls, members = [], []
+        found: dict[tuple[int, int], Tensor] = {}
+        for chunk in chunks(embedded.texts.lengths, embedded.images.lengths, pairs, size):
+            chunk = chunk.to(table.device)
+            joined = F.embedding(chunk.rows, table)  # (B, N, H)
+            rows, maps = self.encoder(F.dropout(joined, self.config.hidden_dropout_prob, self.training), chunk, request)
+            cls.append(rows)
+            members.append(chunk.members)
+            found |= maps
+        back = torch.cat(members).argsort().to(table.device)
+        return Encoded(torch.cat(cls)[back], {layer: [found[layer, pair] for pair in request.pairs] for layer in request.layers})
