@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Score every text of a split against every image and report recall@1/5/10 in both directions.
+
+    python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from data.loader import Loader
+from data.tasks import PairSource
+from evaluation.alignment import alignment_of_positives
+from evaluation.recall import as_published, own_pairs, recalls, table, ties
+from evaluation.score import score_matrix
+from model.checkpoint import load_checkpoint
+from model.config import UniterConfig
+from model.packing import ChunkSize
+from model.retrieval import Compute, RetrievalModel
+from utils.errors import InputError, one_line_errors
+from utils.logger import log_to_screen
+from utils.options import parse_options
+from utils.precision import Precision, choose_device, choose_precision
+from utils.run_options import InferenceOptions
+from utils.save import provenance, save_json, save_npz, sha256
+
+FROM_TRAINING = ("compressed_db", "conf_th", "max_bb", "min_bb", "num_bb", "model_config")
+LOGGER = logging.getLogger("inference")
+
+
+@one_line_errors
+def main(argv: Sequence[str]) -> None:
+    """Options → data → checkpoint → scores → recall@K."""
+    log_to_screen()
+    options = parse_options(InferenceOptions, argv, __doc__ or "", inherit={"train_config": FROM_TRAINING})
+    started = time.perf_counter()
+    device = choose_device(options.device)
+    precision = Precision(choose_precision(options.precision, options.fp16, device), device)
+    compute = Compute(precision, ChunkSize.for_device(device, options.batch_size))
+    loader = Loader(device, options.n_workers, options.pin_mem)
+
+    config = UniterConfig.from_json(options.model_config)
+    source = PairSource(options.txt_db, options.img_db, config, options.image_settings())
+    model = RetrievalModel(config)
+    report = load_checkpoint(model, options.checkpoint)
+    if report.head == "random":
+        raise InputError(f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with")
+    LOGGER.info("weights from %s", report)
+    model.to(device)
+
+    scored = score_matrix(model, source, compute, loader)
+    own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
+    measured = recalls(scored.scores, own)
+    alignment = alignment_of_positives(model, source, compute, loader)
+
+    output = Path(options.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    save_npz(
+        output / "scores.npz",
+        scores=scored.scores,
+        txt_ids=np.array(scored.text_ids),
+        img_ids=np.array(scored.image_names),
+    )
+    save_json(
+        output / "scores.json",
+        measured
+        | {
+            "as_published": as_published(scored.scores, own),
+            "alignment": alignment,
+            "counts": {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size},
+            "ties": {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)},
+            "seconds": time.perf_counter() - started,
+            "provenance": {
+                "options": asdict(options),
+                "device": str(device),
+                "precision": precision.name,
+                "checkpoint_sha256": sha256(options.checkpoint),
+                "ranking_head": report.head,
+                **provenance(),
+            },
+        },
+    )
+    print(table({Path(options.txt_db).name: measured}))
+    LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
