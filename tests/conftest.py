@@ -1,0 +1,72 @@
+"""Fixtures shared by all tests. GOLDEN_DIR points the golden tests at another folder of the layout of tests/golden."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.loader import Loader
+from data.tasks import PairSource
+from model.checkpoint import load_checkpoint
+from model.config import UniterConfig
+from model.packing import ChunkSize
+from model.retrieval import Compute, RetrievalModel
+from utils.precision import Precision
+
+CPU = torch.device("cpu")
+
+
+class Golden:
+    """The golden folder: its arrays, its databases, its model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.arrays = np.load(folder / "golden.npz", allow_pickle=False)
+        self.recall: dict[str, Any] = json.loads((folder / "recall.json").read_text())
+        self.text_db = next((folder / "db/txt_db").iterdir())
+        self.image_db = next((folder / "db/img_db").iterdir())
+        self.config = UniterConfig.from_json(folder / "model.json")
+
+    def model(self) -> RetrievalModel:
+        model = RetrievalModel(self.config)
+        assert load_checkpoint(model, self.folder / "model.pt").head == "rank_output"
+        return model
+
+    def source(self) -> PairSource:
+        return PairSource(str(self.text_db), str(self.image_db), self.config, {})
+
+    def halves(self) -> list[str]:
+        """The prefixes of the stored halves, such as ``V_singular_0``."""
+        return sorted({key.split("/")[0] for key in self.arrays.files if key[:2] in ("V_", "L_")})
+
+
+GOLDEN = Golden(Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")))
+
+
+@pytest.fixture
+def golden() -> Golden:
+    return GOLDEN
+
+
+@pytest.fixture
+def compute() -> Compute:
+    """The reference arithmetic, fp32 on the CPU."""
+    return Compute(Precision("fp32", CPU), ChunkSize())
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader(CPU)
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest expected value."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
