@@ -110,6 +110,10 @@ class Half(NamedTuple):
     batch: PairBatch
     groups: int
 
+    def to(self, device: torch.device) -> Half:
+        """The half with its batch on ``device``."""
+        return self._replace(batch=self.batch.to(device))
+
 
 def collate(
     texts: Sequence[Text], images: Sequence[Image], pairs: Tensor, *, cls_id: int, sep_id: int, config: UniterConfig
@@ -121,19 +125,15 @@ def collate(
             features do not have the width that ``config`` states; the message names it.
     """
     for text in texts:
-        if len(text.input_ids) + 2 > config.max_position_embeddings:
-            raise InputError(
-                f"text {text.id!r} has {len(text.input_ids)} word pieces, expected at most {config.max_position_embeddings - 2}: "
-                f"max_position_embeddings is {config.max_position_embeddings}, [CLS] and [SEP] included"
-            )
+        check_length(text.id, len(text.input_ids), config)
         if len(text.input_ids) and text.input_ids.max() >= config.vocab_size:
             raise InputError(
-                f"text {text.id!r} has word-piece id {text.input_ids.max()}, expected ids below the model's vocab_size {config.vocab_size}"
+                f"text {text.id!r} has word-piece id {text.input_ids.max()}, the model has vocab_size {config.vocab_size}"
             )
     for image in images:
         if image.features.shape[1] != config.img_dim:
             raise InputError(
-                f"image {image.name!r} has features of width {image.features.shape[1]}, expected the model's img_dim {config.img_dim}"
+                f"image {image.name!r} has features of width {image.features.shape[1]}, the model has img_dim {config.img_dim}"
             )
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
@@ -144,6 +144,15 @@ def collate(
         boxes=_ragged([image.boxes for image in images], np.empty((0, 7), np.float32)).rows,
         pairs=pairs,
     )
+
+
+def check_length(text_id: str, length: int, config: UniterConfig) -> None:
+    """Raise ``InputError`` when a text of ``length`` word pieces does not fit the position table."""
+    if length + 2 > config.max_position_embeddings:
+        raise InputError(
+            f"text {text_id!r} has {length} word pieces, expected at most {config.max_position_embeddings - 2}: "
+            f"max_position_embeddings {config.max_position_embeddings} less [CLS] and [SEP]"
+        )
 
 
 def _ragged(items: list[np.ndarray], empty: np.ndarray) -> Ragged:

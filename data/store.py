@@ -1,0 +1,247 @@
+"""LMDB folders: a read-only store shared within a process, and a writer whose folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lmdb
+
+from utils.errors import InputError
+
+_FLUSH_BYTES = 32 << 20
+_FIRST_MAP_BYTES = 256 << 20
+
+# LMDB refuses to open one path twice in a process, so the readers of a path share an environment:
+# real path -> [environment, number of readers].
+_shared: dict[str, list[Any]] = {}
+_lock = threading.Lock()
+
+
+def _drop_inherited() -> None:
+    """An environment must not be used across a fork, and a path cannot be opened anew while the inherited one is open."""
+    global _lock
+    _lock = threading.Lock()
+    for environment, _ in _shared.values():
+        with suppress(lmdb.Error):
+            environment.close()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
+
+
+def _open_checked(path: Path) -> lmdb.Environment:
+    """Open ``path`` for reading; a file shorter than its header promises is refused, since reading past its end is a SIGBUS."""
+    file = path / "data.mdb"
+    if not file.is_file():
+        raise InputError(f"{path}: not a database (no data.mdb in it)")
+    size = file.stat().st_size
+    if size == 0:
+        raise InputError(f"{file}: empty file, expected an LMDB database")
+    try:
+        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+    except lmdb.Error as error:
+        raise InputError(f"{file}: cannot be read as LMDB ({_reason(error)})") from error
+    promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if size < promised:
+        environment.close()
+        raise InputError(f"{file}: truncated, it has {size:,} bytes where its header promises {promised:,}")
+    return environment
+
+
+def _reason(error: lmdb.Error) -> str:
+    """What LMDB says, without the path that it puts before it."""
+    return str(error).rsplit(": ", 1)[-1]
+
+
+def _is_special(key: bytes) -> bool:
+    """Whether ``key`` is a note such as ``__keys__`` and not the name of a record."""
+    return key.startswith(b"__") and key.endswith(b"__")
+
+
+class LmdbReader:
+    """Read-only view of an LMDB folder, opened at the first look-up in each process; safe to pickle and to carry over a fork.
+
+    Every method raises ``InputError`` when the database is missing, truncated, or not LMDB.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._environment: lmdb.Environment | None = None
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def __enter__(self) -> LmdbReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> lmdb.Environment:
+        environment = self._environment
+        if environment is not None and self._pid == os.getpid():
+            return environment
+        with _lock:
+            if self._environment is None or self._pid != os.getpid():
+                real = os.path.realpath(self.path)
+                if real not in _shared:
+                    _shared[real] = [_open_checked(self.path), 0]
+                _shared[real][1] += 1
+                self._environment, self._pid = _shared[real][0], os.getpid()
+            return self._environment
+
+    def close(self) -> None:
+        """Let go of the database (the last reader of a path closes it); a later look-up opens it again."""
+        with _lock:
+            if self._environment is not None and self._pid == os.getpid():
+                real = os.path.realpath(self.path)
+                entry = _shared[real]
+                entry[1] -= 1
+                if entry[1] == 0:
+                    del _shared[real]
+                    entry[0].close()
+            self._environment = None
+
+    def _find(self, key: str) -> memoryview | None:
+        environment = self._open()
+        encoded = key.encode("utf-8", "surrogateescape")
+        if not 0 < len(encoded) <= environment.max_key_size():
+            return None
+        try:
+            with environment.begin(buffers=True) as transaction:
+                return transaction.get(encoded)
+        except lmdb.Error as error:
+            raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)}), looking for {key!r}") from error
+
+    def get(self, key: str) -> memoryview:
+        """The value of ``key``, without copying it; the view must not be used after ``close``.
+
+        Raises ``InputError`` when there is no such key.
+        """
+        value = self._find(key)
+        if value is None:
+            raise InputError(f"{self.path}: has no record {key!r}")
+        return value
+
+    def __contains__(self, key: str) -> bool:
+        return self._find(key) is not None
+
+    def keys(self) -> Iterator[str]:
+        """Names of all records in LMDB's order, without special keys such as ``__keys__``."""
+        try:
+            with self._open().begin() as transaction:
+                for key in transaction.cursor().iternext(values=False):
+                    if not _is_special(key):
+                        yield key.decode("utf-8", "surrogateescape")
+        except lmdb.Error as error:
+            raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)})") from error
+
+    def __len__(self) -> int:
+        environment = self._open()
+        special = 0
+        try:
+            with environment.begin() as transaction:
+                cursor = transaction.cursor()
+                more = cursor.set_range(b"__")
+                while more and cursor.key().startswith(b"__"):
+                    special += _is_special(cursor.key())
+                    more = cursor.next()
+                return environment.stat()["entries"] - special
+        except lmdb.Error as error:
+            raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)})") from error
+
+
+class LmdbWriter:
+    """Writes a new LMDB folder: records go to a hidden sibling that is renamed to ``path`` when the ``with`` block succeeds.
+
+    ``folder`` is that sibling, where files that belong beside ``data.mdb`` are put. Raises ``InputError`` when ``path`` exists,
+    for a key that occurs twice or is too long, and when the disk refuses.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.folder = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending_bytes = 0
+        if os.path.lexists(self.path):
+            raise InputError(f"{self.path}: already exists; remove it or choose another output")
+
+    def __enter__(self) -> LmdbWriter:
+        try:
+            self.folder.mkdir(parents=True)
+            self._environment = lmdb.open(str(self.folder), map_size=_FIRST_MAP_BYTES, lock=False, sync=False)
+        except (OSError, lmdb.Error) as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise InputError(f"{self.path}: cannot be written ({error})") from error
+        return self
+
+    def put(self, key: str, value: bytes) -> None:
+        """Add one record."""
+        encoded = key.encode("utf-8", "surrogateescape")
+        longest = self._environment.max_key_size()
+        if not 0 < len(encoded) <= longest:
+            raise InputError(f"{self.path}: key {key!r} has {len(encoded)} bytes, expected 1 to {longest}")
+        self._pending.append((encoded, value))
+        self._pending_bytes += len(encoded) + len(value)
+        if self._pending_bytes >= _FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in self._pending:
+                        if not transaction.put(key, value, overwrite=False):
+                            raise InputError(f"{self.path}: key {key.decode('utf-8', 'replace')!r} occurs twice")
+                break
+            except lmdb.MapFullError:
+                # A full map loses the whole transaction, which is why records are kept until their commit.
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.Error as error:
+                raise InputError(f"{self.path}: cannot be written ({_reason(error)})") from error
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                self._publish()
+        except OSError as failure:
+            raise InputError(f"{self.path}: cannot be written ({failure})") from failure
+        finally:
+            self._environment.close()
+            # After a rename there is nothing left under this name.
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _publish(self) -> None:
+        whole = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
+        self._environment.close()
+        with open(self.folder / "data.mdb", "r+b") as file:
+            # LMDB may leave free pages at the end unwritten; readers take a short file for a truncated one.
+            file.truncate(max(whole, file.seek(0, os.SEEK_END)))
+            os.fsync(file.fileno())
+        _sync_folder(self.folder)
+        os.rename(self.folder, self.path)
+        _sync_folder(self.path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,203 @@
+"""Text databases: LMDB of lz4-compressed msgpack maps, one a caption, with four JSON files beside it (see docs/formats.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lz4.frame
+import msgpack
+import numpy as np
+
+from data.store import LmdbReader, LmdbWriter
+from utils.errors import InputError
+from utils.files import read_json, save_json
+
+_MAX_RECORD_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Text:
+    """One caption: ``input_ids`` int64 [words] without special tokens; ``extra`` has the record's other fields as they are."""
+
+    id: str
+    input_ids: np.ndarray
+    image: str
+    extra: dict[str, Any]
+
+
+class TextDatabase:
+    """The captions of one split.
+
+    ``ids`` has the order of ``id2len.json``; ``lengths`` is that file, ``image_of`` is ``txt2img.json`` for these ids,
+    ``texts_of`` is ``img2txts.json``. Raises ``InputError`` when a file is missing, malformed or contradicts another, and when
+    there is no text.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(f"{self.path}: no such text database")
+        self._store = LmdbReader(self.path)
+        self._read_meta(self.path / "meta.json")
+        self.lengths = _read_map(self.path / "id2len.json", "a number of word pieces", lambda n: type(n) is int and n >= 0)
+        if not self.lengths:
+            raise InputError(f"{self.path}: empty split, id2len.json names no text")
+        self.ids = list(self.lengths)
+        self._read_images()
+
+    def _read_meta(self, file: Path) -> None:
+        meta = read_json(file)
+        if not isinstance(meta, dict):
+            raise InputError(f"{file}: expected a JSON object")
+        v_range = meta.get("v_range")
+        if not (isinstance(v_range, list) and len(v_range) == 2 and all(type(n) is int for n in v_range) and v_range[1] > 0):
+            raise InputError(f"{file}: v_range is {v_range!r}, expected [first ordinary word piece, size of the vocabulary]")
+        self.vocab_size: int = v_range[1]
+        for key in ("CLS", "SEP"):
+            if type(meta.get(key)) is not int or not 0 <= meta[key] < self.vocab_size:
+                raise InputError(f"{file}: {key} is {meta.get(key)!r}, expected a word piece's number under {self.vocab_size}")
+        self.cls_id: int = meta["CLS"]
+        self.sep_id: int = meta["SEP"]
+
+    def _read_images(self) -> None:
+        image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
+        all_images = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
+        missing = next((text_id for text_id in self.ids if text_id not in all_images), None)
+        if missing is not None:
+            raise InputError(f"{image_file}: has no text {missing!r}, which id2len.json names")
+        self.image_of: dict[str, str] = {text_id: all_images[text_id] for text_id in self.ids}
+        self.texts_of: dict[str, list[str]] = _read_map(texts_file, "a list of text ids", _is_text_list)
+        listed = set()
+        for image, texts in self.texts_of.items():
+            for text_id in texts:
+                if self.image_of.get(text_id) != image:
+                    raise InputError(f"{texts_file}: lists text {text_id!r} for {image!r}, the other files do not")
+            listed.update(texts)
+        missing = next((text_id for text_id in self.ids if text_id not in listed), None)
+        if missing is not None:
+            raise InputError(f"{texts_file}: does not list text {missing!r} for its image {self.image_of[missing]!r}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, text_id: str) -> Text:
+        record = self._store.get(text_id)
+        try:
+            fields = _decode(record)
+            return Text(text_id, self._input_ids(fields), self._image(text_id, fields), fields)
+        except ValueError as error:
+            raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
+
+    def _input_ids(self, fields: dict[str, Any]) -> np.ndarray:
+        numbers = fields.pop("input_ids", None)
+        if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
+            raise ValueError("input_ids is missing, empty or not a list of integers")
+        if min(numbers) < 0 or max(numbers) >= self.vocab_size:
+            wrong = min(numbers) if min(numbers) < 0 else max(numbers)
+            raise ValueError(f"word piece {wrong} is outside the vocabulary of {self.vocab_size}")
+        return np.array(numbers, dtype=np.int64)
+
+    def _image(self, text_id: str, fields: dict[str, Any]) -> str:
+        image = fields.pop("img_fname", None)
+        if isinstance(image, bytes):
+            image = image.decode()
+        expected = self.image_of.get(text_id)
+        if image is None or image != expected:
+            raise ValueError(f"img_fname is {image!r}, txt2img.json says {expected!r}")
+        return image
+
+    def close(self) -> None:
+        """Let go of the database; a later look-up opens it again."""
+        self._store.close()
+
+
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _read_map(file: Path, meaning: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """A JSON object of which every value passes ``fits``; ``meaning`` says what such a value is."""
+    contents = read_json(file)
+    if not isinstance(contents, dict):
+        raise InputError(f"{file}: expected a JSON object")
+    for key, value in contents.items():
+        if not fits(value):
+            raise InputError(f"{file}: {key!r} has {value!r}, expected {meaning}")
+    return contents
+
+
+def _decode(record: memoryview | bytes) -> dict[str, Any]:
+    """The map in a record, keys as text; raises ``ValueError``. No record makes this take more than 16 MiB."""
+    frame = lz4.frame.LZ4FrameDecompressor()
+    try:
+        packed = frame.decompress(record, max_length=_MAX_RECORD_BYTES)
+    except RuntimeError as error:
+        raise ValueError(f"is not an lz4 frame ({error})") from error
+    if not frame.eof:
+        full = len(packed) == _MAX_RECORD_BYTES
+        raise ValueError(f"unpacks to over {_MAX_RECORD_BYTES:,} bytes" if full else "is cut short (lz4 frame without end)")
+    if frame.unused_data:
+        raise ValueError(f"has {len(frame.unused_data)} bytes after the end of its lz4 frame")
+    try:
+        fields = msgpack.unpackb(packed, strict_map_key=False, unicode_errors="surrogateescape")
+    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+        raise ValueError(f"is not msgpack ({error or type(error).__name__})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"is a msgpack {type(fields).__name__}, expected a map")
+    return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
+
+
+class TextDatabaseWriter:
+    """Writes a text database whose folder appears when the ``with`` block succeeds.
+
+    ``meta`` becomes ``meta.json``; it needs ``CLS``, ``SEP``, ``MASK``, ``UNK`` and ``v_range``. Raises ``InputError`` when
+    ``path`` exists, for a text id that occurs twice or a text without word pieces, and when no text was put.
+    """
+
+    def __init__(self, path: Path | str, meta: Mapping[str, Any]) -> None:
+        missing = {"CLS", "SEP", "MASK", "UNK", "v_range"} - set(meta)
+        assert not missing, f"meta lacks {missing}"
+        self.path = Path(path)
+        self._meta = dict(meta)
+        self._store = LmdbWriter(self.path)
+        self._lengths: dict[str, int] = {}
+        self._image_of: dict[str, str] = {}
+        self._texts_of: dict[str, list[str]] = {}
+
+    def __enter__(self) -> TextDatabaseWriter:
+        self._store.__enter__()
+        return self
+
+    def put(self, text_id: str, input_ids: Iterable[int], image: str, **fields: Any) -> None:
+        """Add one caption: its word pieces without special tokens, its image's file name, and fields to keep beside them."""
+        numbers = [int(number) for number in input_ids]
+        if not numbers:
+            raise InputError(f"{self.path}: text {text_id!r} of {image!r} has no word pieces")
+        if text_id in self._lengths:
+            raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
+        record = msgpack.packb({"input_ids": numbers, "img_fname": image, **fields}, use_bin_type=True)
+        self._store.put(text_id, lz4.frame.compress(record))
+        self._lengths[text_id] = len(numbers)
+        self._image_of[text_id] = image
+        self._texts_of.setdefault(image, []).append(text_id)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            try:
+                self._write_sidecars()
+            except BaseException as failure:
+                self._store.__exit__(type(failure), failure, failure.__traceback__)
+                raise
+        self._store.__exit__(kind, error, trace)
+
+    def _write_sidecars(self) -> None:
+        if not self._lengths:
+            raise InputError(f"{self.path}: empty split, there is no text to write")
+        save_json(self._store.folder / "meta.json", self._meta, indent=None)
+        save_json(self._store.folder / "id2len.json", self._lengths, indent=None)
+        save_json(self._store.folder / "txt2img.json", self._image_of, indent=None)
+        save_json(self._store.folder / "img2txts.json", self._texts_of, indent=None)
