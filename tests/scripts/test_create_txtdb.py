@@ -1,0 +1,178 @@
+"""scripts/create_txtdb.py on the three kinds of annotations, and its refusals."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.text_db import TextDatabase
+from data.tokenizer import load_tokenizer
+from scripts.create_txtdb import feature_name, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def karpathy(dataset: str, *pictures: tuple[str, str, list[tuple[int, str]]], **more: Any) -> dict[str, Any]:
+    images = [
+        {"filename": name, "split": split, "sentences": [{"sentid": number, "raw": raw} for number, raw in sentences], **more}
+        for name, split, sentences in pictures
+    ]
+    return {"dataset": dataset, "images": images}
+
+
+FLICKR = karpathy(
+    "flickr30k",
+    ("1000092795.jpg", "train", [(0, "Two young guys."), (1, "Some men.")]),
+    ("36979.jpg", "test", [(5, "A group of friends playing cards."), (6, "Unaffable café-goers!")]),
+    ("65567.jpg", "test", [(10, "A man in jeans.")]),
+)
+
+
+def run(folder: Path, contents: Any, split: str = "test", name: str = "dataset.json", *more: str) -> Path:
+    """Write annotations, convert them, return the database."""
+    annotations = folder / name
+    if isinstance(contents, bytes):
+        annotations.write_bytes(contents)
+    else:
+        annotations.write_text(contents if isinstance(contents, str) else json.dumps(contents), encoding="utf-8")
+    output = folder / f"itm_made_{split}.db"
+    main(["--annotations", str(annotations), "--split", split, "--output", str(output), *more])
+    return output
+
+
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """The one line that ends a conversion of bad annotations."""
+    with pytest.raises(SystemExit) as stop:
+        run(folder, *arguments)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().split("\n")[-1]
+    assert line.startswith("error: ")
+    assert not list(folder.glob("*.db"))
+    assert not list(folder.glob(".*"))
+    return line
+
+
+def test_flickr30k(tmp_path: Path) -> None:
+    path = run(tmp_path, FLICKR)
+    database, tokenizer = TextDatabase(path), load_tokenizer()
+    assert database.ids == ["5", "6", "10"]
+    assert database.texts_of == {"flickr30k_000000036979.npz": ["5", "6"], "flickr30k_000000065567.npz": ["10"]}
+    text = database["6"]
+    assert text.input_ids.tolist() == tokenizer.encode("Unaffable café-goers!")
+    assert text.extra == {
+        "raw": "Unaffable café-goers!",
+        "toked_caption": tokenizer.tokens(text.input_ids),
+        "filename": "36979.jpg",
+        "split": "test",
+        "dataset": "flickr30k",
+    }
+    meta = json.loads((path / "meta.json").read_text())
+    contents = (tmp_path / "dataset.json").read_bytes()
+    assert meta["annotations"] == "dataset.json"
+    assert meta["annotations_sha256"] == hashlib.sha256(contents).hexdigest()
+    assert (meta["split"], meta["toker"], meta["v_range"]) == ("test", "bert-base-cased", [106, 28996])
+    database.close()
+    train = TextDatabase(run(tmp_path, FLICKR, "train"))
+    assert set(train.image_of.values()) == {"flickr30k_001000092795.npz"}
+    train.close()
+
+
+def test_coco_and_other_names() -> None:
+    assert feature_name("coco", "COCO_val2014_000000391895.jpg", "val2014") == "coco_val2014_000000391895.npz"
+    assert feature_name("coco", "COCO_train2014_000000000009.jpg") == "coco_train2014_000000000009.npz"
+    assert feature_name("coco", "391895.jpg", "val2014") == "coco_val2014_000000391895.npz"
+    assert feature_name("scenes", "scene_7.png") == "scene_7.npz"
+    assert feature_name("", "folder/scene_7.npz") == "scene_7.npz"
+    for dataset, filename in (("coco", "391895.jpg"), ("coco", "COCO_val2014_.jpg"), ("flickr30k", "picture.jpg")):
+        with pytest.raises(ValueError, match="file name"):
+            feature_name(dataset, filename)
+
+
+ROWS = [("a.jpg", 'Red, "round".', "test"), ("b.jpg", "Blue\nsquare", "train"), ("a.jpg", "Ein Kreis ü", "test")]
+
+
+def test_jsonl_and_csv_are_one(tmp_path: Path) -> None:
+    lines = [json.dumps({"image": image, "caption": caption, "split": split, "x": 1}) for image, caption, split in ROWS]
+    from_jsonl = TextDatabase(run(tmp_path, "\n\n".join(lines) + "\n", "test", "rows.jsonl"))
+    with open(tmp_path / "written.csv", "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([("split", "image", "caption"), *((split, image, raw) for image, raw, split in ROWS)])
+    (tmp_path / "csv").mkdir()
+    from_csv = TextDatabase(run(tmp_path / "csv", (tmp_path / "written.csv").read_bytes(), "test", "rows.csv"))
+    for database in (from_jsonl, from_csv):
+        # Numbers of rows over all splits: the train split's row 1 is not here.
+        assert database.ids == ["0", "2"]
+        assert database.texts_of == {"a.npz": ["0", "2"]}
+        assert [database[text_id].extra["raw"] for text_id in database.ids] == ['Red, "round".', "Ein Kreis ü"]
+        database.close()
+
+
+def test_another_vocabulary(tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "man"]))
+    database = TextDatabase(run(tmp_path, FLICKR, "test", "dataset.json", "--vocab", str(vocab)))
+    assert (database.vocab_size, database.cls_id, database.sep_id) == (7, 2, 3)
+    assert database["10"].input_ids.tolist() == [5, 6, 1, 1, 1]
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("contents", "name", "message"),
+    [
+        ("{", "d.json", "d.json: Expecting property name"),
+        (b"\xff", "d.json", "d.json: 'utf-8' codec"),
+        ([], "d.json", "has no list 'images'"),
+        ({"images": 5}, "d.json", "has no list 'images'"),
+        ({"images": [5]}, "d.json", r"images\[0\]: "),
+        ({"images": [{"filename": "1.jpg"}]}, "d.json", r"images\[0\]: has no 'split'"),
+        ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, "d.json", r"images\[0\]: "),
+        (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), "d.json", r"images\[0\]: file name 'x.jpg' has no number"),
+        (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), "d.json", "text id '0' occurs twice"),
+        (karpathy("", ("1.jpg", "test", [(0, " ")])), "d.json", "text '0' of '1.npz' has no word pieces"),
+        (
+            karpathy("", ("a/1.jpg", "test", [(0, "a")]), ("b/1.jpg", "test", [(1, "b")])),
+            "d.json",
+            "would both be image '1.npz'",
+        ),
+        (karpathy("", ("1.jpg", "tset", [(0, "a")])), "d.json", r"no caption of split 'test' \(did you mean 'tset'\?\)"),
+        ('{"image": "a", "caption": "b", "split": "test"}\nx', "d.jsonl", "line 2: Expecting value"),
+        ('{"image": "a", "caption": "b"}', "d.jsonl", "line 1: has no text 'split'"),
+        ("[1]", "d.jsonl", "line 1: expected an object"),
+        ("image,caption,split\na,b\n", "d.csv", "line 2: has no text 'split'"),
+        ("image,text,split\na,b,test\n", "d.csv", "line 2: has no text 'caption'"),
+        ("image,caption,split\n", "d.csv", "no caption of split 'test', it has"),
+        ("", "d.xml", "d.xml: unknown kind of file, expected one of .json, .jsonl, .csv"),
+    ],
+)
+def test_bad_annotations_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: Any, name: str, message: str
+) -> None:
+    line = refusal(tmp_path, capsys, contents, "test", name)
+    assert re.search(message, line), line
+
+
+def test_program_refuses_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(FLICKR))
+    (tmp_path / "there.db").mkdir()
+    program = [sys.executable, str(ROOT / "scripts" / "create_txtdb.py"), "--split", "test"]
+
+    def ends(*arguments: str) -> tuple[int, str]:
+        done = subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    code, message = ends("--annotations", "d.json", "--output", "there.db")
+    assert (code, message) == (2, "error: there.db: already exists; remove it or choose another output\n")
+    code, message = ends("--annotations", "absent.json", "--output", "new.db")
+    assert (code, message) == (2, "error: absent.json: cannot be read (No such file or directory)\n")
+    code, message = ends("--annot", "d.json", "--output", "new.db")
+    assert code == 2
+    assert "--annotations" in message
+    assert ends("--annotations", "d.json", "--output", "deep/er/new.db") == (0, "")
+    assert len(TextDatabase(tmp_path / "deep" / "er" / "new.db")) == 3
