@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Score every text of a split against every image and report recall@1/5/10 in both directions.
 
-    python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR
+python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
 from utils.errors import InputError, one_line_errors
+from utils.files import save_json, save_npz, sha256
 from utils.logger import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
+from utils.provenance import provenance
 from utils.run_options import InferenceOptions
-from utils.save import provenance, save_json, save_npz, sha256
 
 FROM_TRAINING = ("compressed_db", "conf_th", "max_bb", "min_bb", "num_bb", "model_config")
 LOGGER = logging.getLogger("inference")
@@ -51,7 +52,9 @@ def main(argv: Sequence[str]) -> None:
     model = RetrievalModel(config)
     report = load_checkpoint(model, options.checkpoint)
     if report.head == "random":
-        raise InputError(f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with")
+        raise InputError(
+            f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with"
+        )
     LOGGER.info("weights from %s", report)
     model.to(device)
 

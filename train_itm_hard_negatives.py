@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Fine-tune UNITER for image-text retrieval with online hard negatives, with or without IAIS.
 
-    python train_itm_hard_negatives.py --config config/train-itm-flickr-base-8gpu-hn.json --IAIS singular
+python train_itm_hard_negatives.py --config config/train-itm-flickr-base-8gpu-hn.json --IAIS singular
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from data.loader import Loader
 from data.tasks import HardNegativeTask, PairSource
 from evaluation.recall import own_pairs, recalls, sampled_recalls, table
 from evaluation.score import sampled_candidates, score_matrix
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import UniterConfig
 from model.objective import Objective, layer_numbers
 from model.packing import ChunkSize
@@ -27,11 +28,12 @@ from optim.build import build_optimiser
 from optim.schedule import iais_weight, learning_rate
 from optim.update import Updater
 from utils.errors import one_line_errors
+from utils.files import new_folder, save_json
 from utils.logger import RunLog, log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
+from utils.provenance import save_git_state
 from utils.run_options import TrainOptions
-from utils.save import new_folder, save_git_state, save_json, save_weights
 
 LOGGER = logging.getLogger("train")
 
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     save_json(output / "log/hps.json", options.to_dict())
     save_json(output / "log/model.json", config.to_dict())
     save_git_state(output / "log")
-    best = -1.0
+    results: dict[str, Any] = {"best_update": 0, "validation": {"r_mean": -1.0}}
     with RunLog(output / "log") as log, tqdm(total=options.num_train_steps, desc="training", dynamic_ncols=True) as bar:
         LOGGER.info("weights from %s", origin)
         LOGGER.info("%s on %s; %d texts in training", precision.name, device, sum(map(len, task.texts)))
@@ -107,28 +109,31 @@ def main(argv: Sequence[str]) -> None:
 
             anchors = 2 * options.train_batch_size
             rate = updater.learning_rate(update + 1)
-            shown = {"rank": float(ranking) / anchors, "iais": float(alignment) / anchors, "lr": rate, "lambda": weight}
-            speed = {"grad_norm": norm, "ex/s": anchors / (time.perf_counter() - started)}
-            log.scalars({f"train/{name}": value for name, value in (shown | speed).items()}, update + 1)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in (shown | speed).items()})
+            shown = {"rank": float(ranking) / anchors, "lr": rate, "grad_norm": norm}
+            if options.IAIS:
+                shown |= {"iais": float(alignment) / anchors, "lambda": weight}
+            shown["ex/s"] = anchors / (time.perf_counter() - started)
+            log.scalars({f"train/{name}": value for name, value in shown.items()}, update + 1)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
             bar.update()
 
             if (update + 1) % options.valid_steps == 0 or update + 1 == options.num_train_steps:
                 measured = evaluate(model, val, compute, loader, options)
                 log.scalars({f"val/{name}": value for name, value in measured.items()}, update + 1)
                 LOGGER.info("after %d updates, validation: %s", update + 1, describe(measured))
-                save_weights(output / "ckpt/model_last.pt", model)
-                if measured["r_mean"] > best:
-                    best = measured["r_mean"]
-                    save_weights(output / "ckpt/model_best.pt", model)
+                save_checkpoint(output / "ckpt/model_last.pt", model)
+                if measured["r_mean"] > results["validation"]["r_mean"]:
+                    results = {"best_update": update + 1, "validation": measured}
+                    save_checkpoint(output / "ckpt/model_best.pt", model)
 
         load_checkpoint(model, output / "ckpt/model_best.pt")
         if test is not None:
             scored = score_matrix(model, test, compute, loader)
             measured = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
             log.scalars({f"test/{name}": value for name, value in measured.items()}, options.num_train_steps)
-            save_json(output / "log/test.json", measured)
             LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": measured}))
+            results["test"] = measured
+        save_json(output / "log/results.json", results)
 
 
 def evaluate(

@@ -66,12 +66,11 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """A text table of recalls in percent, one line a name."""
     width = max(len(name) for name in rows)
     keys = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean")
-    head = [" " * width + "   text retrieval         image retrieval        ", " " * width + "     R@1   R@5  R@10     R@1   R@5  R@10    mean"]
-    body = []
+    lines = [f"{'':{width}}{'text retrieval':>21}{'image retrieval':>21}"]
+    lines.append(f"{'':{width}}" + "".join(f"{name:>7}" for name in (*("R@1", "R@5", "R@10") * 2, "mean")))
     for name, values in rows.items():
-        cells = [f"{100 * values[key]:6.2f}" for key in keys]
-        body.append(f"{name:<{width}}  " + "".join(cells[:3]) + "  " + "".join(cells[3:6]) + "  " + cells[6])
-    return "\n".join(head + body)
+        lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:7.2f}" for key in keys))
+    return "\n".join(lines)
 
 
 def _at_cutoffs(prefix: str, found: np.ndarray, extra_hits: np.ndarray | None = None) -> dict[str, float]:

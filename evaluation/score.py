@@ -45,7 +45,7 @@ def score_matrix(
     """Score every text of ``source`` against every image, or only the ``wanted`` (T, I) pairs.
 
     Args:
-        cache_bytes: embedded images held at a time, on the device; with more images the texts are walked through once per such part.
+        cache_bytes: embedded images held at a time, on the device; with more, the texts are walked through for each such part.
 
     Raises:
         InputError: a record that cannot be read, or a score that is not finite.
@@ -106,5 +106,7 @@ def _finite(values: Tensor, pairs: Tensor, text_ids: tuple[str, ...], image_name
     scores = values.float().cpu()
     if not bool(scores.isfinite().all()):
         text, image = pairs[int(scores.isfinite().logical_not().nonzero()[0])].tolist()
-        raise InputError(f"the score of text {text_ids[text]!r} and image {image_names[image]!r} is not finite: damaged weights?")
+        raise InputError(
+            f"the score of text {text_ids[text]!r} and image {image_names[image]!r} is not finite: damaged weights?"
+        )
     return scores.numpy()

@@ -1,4 +1,4 @@
-"""Read weights: published UNITER checkpoints, pretrained or fine-tuned, and our own, which have the same names."""
+"""Read and write weights: published UNITER checkpoints, pretrained or fine-tuned, and our own, which have the same names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.retrieval import RetrievalModel
 from utils.errors import InputError
+from utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {_modern_name(name): tensor for name, tensor in state.items()}
 
 
+def save_checkpoint(path: str | Path, model: RetrievalModel) -> None:
+    """Write the weights under their published names, atomically."""
+    with replacing(path) as file:
+        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, file)
+
+
 def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
     """Copy a checkpoint's weights into ``model``.
 
-    A file's own ``rank_output`` is kept; without one the head starts as row 1 of ``itm_output``; without that it stays as it is.
+    A file's own ``rank_output`` is kept; without one the head becomes row 1 of ``itm_output``, or stays as it is.
 
     Raises:
         InputError: a tensor that the encoder needs is missing or has another shape.
@@ -75,7 +82,8 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
         if state[name].shape != tensor.shape:
             vocabulary = ": the checkpoint has another vocabulary" if "word_embeddings" in name else ""
             raise InputError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)} by model_config{vocabulary}"
+                f"{path}: {name} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(tensor.shape)} by model_config{vocabulary}"
             )
     model.load_state_dict({name: state[name] for name in needed})
     return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - {"itm_output.weight", "itm_output.bias"})))

@@ -55,7 +55,7 @@ class UniterConfig:
         return read_json_as(cls, path)
 
     def with_dropout(self, probability: float) -> UniterConfig:
-        """The same architecture with one dropout probability everywhere, which is what the training option ``dropout`` means."""
+        """The same architecture with one dropout probability everywhere, as the training option ``dropout`` asks."""
         return replace(self, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
 
     def to_dict(self) -> dict[str, Any]:

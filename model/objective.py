@@ -19,7 +19,7 @@ from utils.errors import InputError
 
 
 class HalfLoss(NamedTuple):
-    """``hinge``: (G, H) terms; ``alignment``: (G,), unweighted, zero without IAIS; ``candidates``: (G, C) raw scores when mined."""
+    """``hinge``: (G, H) terms; ``alignment``: (G,), unweighted, zero without IAIS; ``candidates``: (G, C) raw, when mined."""
 
     hinge: Tensor
     alignment: Tensor
@@ -80,5 +80,7 @@ def layer_numbers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
     """
     for layer in layers:
         if not -count <= layer < count:
-            raise InputError(f"iais_layers names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers")
+            raise InputError(
+                f"iais_layers names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
+            )
     return tuple(sorted({layer % count for layer in layers}))

@@ -1,6 +1,6 @@
 """Ranking with UNITER: the head, the hinge, and which negatives are hard (Ren et al. 2021, section 4.1).
 
-Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives kept; A heads, N joined length.
+Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.batch import PairBatch
 from model.config import UniterConfig
 from model.packing import ChunkSize
-from model.uniter import Embedded, MapRequest, UniterModel
+from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
 
 
@@ -53,15 +53,13 @@ class RetrievalModel(nn.Module):
         with compute.precision.autocast():
             return self.uniter.embed(batch)
 
-    def score(
-        self, embedded: Embedded, pairs: Tensor, compute: Compute, request: MapRequest = MapRequest((), ())
-    ) -> Scored:
+    def score(self, embedded: Embedded, pairs: Tensor, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
         """Score ``pairs`` (P, 2) of embedded texts and images; the head computes in fp32, so that scores do not tie."""
         with compute.precision.autocast():
             encoded = self.uniter.encode(embedded, pairs, compute.chunk, request)
         return Scored(self.rank_output(self.uniter.pooler(encoded.cls.float())).squeeze(1), encoded.maps)
 
-    def forward(self, batch: PairBatch, compute: Compute, request: MapRequest = MapRequest((), ())) -> Scored:
+    def forward(self, batch: PairBatch, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
         """Embed and score the pairs of ``batch``."""
         return self.score(self.embed(batch, compute), batch.pairs, compute, request)
 

@@ -33,6 +33,9 @@ class MapRequest(NamedTuple):
     layers: Sequence[int]
 
 
+NO_MAPS = MapRequest((), ())
+
+
 class Encoded(NamedTuple):
     """What the encoder gives.
 
@@ -57,6 +60,7 @@ class UniterEncoder(nn.Module):
         maps: dict[tuple[int, int], Tensor] = {}
         for number, block in enumerate(self.layer):
             if wanted and number in request.layers:
+                assert isinstance(block, Block)
                 scores = block.attention.self.scores(hidden[[row for row, _ in wanted]])
                 for (row, pair), score in zip(wanted, scores, strict=True):
                     length = int(chunk.lengths[row])
@@ -90,9 +94,7 @@ class UniterModel(nn.Module):
         images = self.img_embeddings(batch.features.rows, batch.boxes, self.embeddings.image_type)
         return Embedded(Ragged(texts, batch.tokens.lengths), Ragged(images, batch.features.lengths))
 
-    def encode(
-        self, embedded: Embedded, pairs: Tensor, size: ChunkSize, request: MapRequest = MapRequest((), ())
-    ) -> Encoded:
+    def encode(self, embedded: Embedded, pairs: Tensor, size: ChunkSize, request: MapRequest = NO_MAPS) -> Encoded:
         """Encode ``pairs`` (P, 2), indices into the embedded texts and images, in chunks of at most ``size``.
 
         The last layer computes its [CLS] rows alone; a map is computed beside the layer it belongs to, for its pair only, so
@@ -109,4 +111,6 @@ class UniterModel(nn.Module):
             members.append(chunk.members)
             found |= maps
         back = torch.cat(members).argsort().to(table.device)
-        return Encoded(torch.cat(cls)[back], {layer: [found[layer, pair] for pair in request.pairs] for layer in request.layers})
+        return Encoded(
+            torch.cat(cls)[back], {layer: [found[layer, pair] for pair in request.pairs] for layer in request.layers}
+        )

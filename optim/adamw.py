@@ -12,9 +12,9 @@ import torch
 class BertAdamW(torch.optim.AdamW):
     """AdamW that adds eps before the bias correction: the step is lr · √(1 - β₂ᵗ) / (1 - β₁ᵗ) · m / (√v + eps).
 
-    torch's AdamW corrects v first, which makes its eps smaller by √(1 - β₂ᵗ), 0.14 at the first update. For parameters with small
-    gradients that is visible: over the five updates of the golden run the weights part by 2e-3 and the gradient's norm by 3e-2.
-    Here torch's own (fused or for-each) step runs with the eps that makes the two equal.
+    torch's AdamW corrects v first, which makes its eps smaller by √(1 - β₂ᵗ), 0.14 at the first update. For parameters with
+    small gradients that is visible: over the five updates of the golden run the weights part by 2e-3 and the gradient's norm by
+    3e-2. Here torch's own (fused or for-each) step runs with the eps that makes the two equal.
     """
 
     def __init__(self, params: Any, *, betas: tuple[float, float], eps: float) -> None:

@@ -19,7 +19,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's ``main``: an ``InputError`` becomes one line on stderr and exit code 2; bugs keep their traceback."""
+    """Decorate a program's ``main``: an ``InputError`` becomes one line and exit code 2; bugs keep their traceback."""
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:

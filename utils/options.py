@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from utils.errors import InputError, nearest
+from utils.files import read_json
 
 Options = TypeVar("Options")
 
@@ -24,14 +25,9 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ``InputError`` when it cannot be read, is not JSON, or is not an object."""
-    try:
-        value = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
+def read_options(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ``InputError`` when it holds anything else."""
+    value = read_json(path)
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
     return value
@@ -39,7 +35,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def read_json_as(cls: type[Options], path: str | Path) -> Options:
     """Read a JSON object as dataclass ``cls``. Raises ``InputError`` that names the file and the key."""
-    return _build(cls, _checked(cls, read_json(path), str(path)), str(path))
+    return _build(cls, _checked(cls, read_options(path), str(path)), str(path))
 
 
 def parse_options(
@@ -66,7 +62,7 @@ def parse_options(
         raise InputError(f"unknown option {flag}{nearest(flag.split('=')[0], flags)}")
     from_command_line = vars(given)
     config = from_command_line.pop("config", None)
-    from_file = _checked(cls, read_json(config), config) if config else {}
+    from_file = _checked(cls, read_options(config), config) if config else {}
     overriding = {
         name: _convert(value, hints[name], f"--{name}", strict=isinstance(value, bool))
         for name, value in from_command_line.items()
@@ -75,7 +71,7 @@ def parse_options(
     inherited: dict[str, Any] = {}
     for name, keys in inherit.items():
         if path := values.get(name):
-            known = {key: value for key, value in read_json(path).items() if key in keys}
+            known = {key: value for key, value in read_options(path).items() if key in keys}
             inherited |= _checked(cls, known, path)
     return _build(cls, inherited | values, config or "command line")
 
@@ -115,7 +111,9 @@ def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
         return msgspec.convert(value, hint, strict=strict)
     except msgspec.ValidationError as error:
         choices = [choice for kind in _alternatives(hint) for choice in typing.get_args(kind) if isinstance(choice, str)]
-        expected = "one of " + ", ".join(choices) if choices else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))
+        expected = (
+            "one of " + ", ".join(choices) if choices else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))
+        )
         raise InputError(f"{where}: {json.dumps(value)} given, expected {expected}") from error
 
 

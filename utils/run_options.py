@@ -67,7 +67,9 @@ class TrainOptions(MachineOptions, ImageOptions):
 
     max_txt_len: int = option(60, "train on texts of at most so many word pieces; -1 for all")
     train_batch_size: int = option(8, "micro-steps accumulated into one update")
-    micro_steps_per_pass: int = option(1, "micro-steps run through the encoder together: the same update, more memory, fewer passes")
+    micro_steps_per_pass: int = option(
+        1, "micro-steps run through the encoder together: the same update, more memory, fewer passes"
+    )
     negative_size: int = option(399, "negatives drawn for each anchor")
     hard_neg_size: int = option(31, "negatives kept for the loss")
     mining: Literal["hard", "random"] = option("hard", "keep the best-scored negatives, as published, or random ones")
@@ -114,7 +116,8 @@ class TrainOptions(MachineOptions, ImageOptions):
             raise InputError(f"hard_neg_size is {self.hard_neg_size}, expected at most negative_size {self.negative_size}")
         if self.train_batch_size % self.micro_steps_per_pass:
             raise InputError(
-                f"micro_steps_per_pass is {self.micro_steps_per_pass}, expected a divisor of train_batch_size {self.train_batch_size}"
+                f"micro_steps_per_pass is {self.micro_steps_per_pass}, "
+                f"expected a divisor of train_batch_size {self.train_batch_size}"
             )
         if self.warmup_steps >= self.num_train_steps:
             raise InputError(f"warmup_steps is {self.warmup_steps}, expected fewer than num_train_steps {self.num_train_steps}")
@@ -143,7 +146,9 @@ class InferenceOptions(MachineOptions, ImageOptions):
     checkpoint: str = option("", "weights, fine-tuned or only pretrained")
     model_config: str = option("", "architecture; that of train_config if none")
     output_dir: str = option("", "folder for scores.json and scores.npz")
-    train_config: str | None = option(None, "log/hps.json of a training: its box options and architecture, where not given here")
+    train_config: str | None = option(
+        None, "log/hps.json of a training: its box options and architecture, where not given here"
+    )
     batch_size: int = option(400, "most pairs in one chunk of the encoder; changes no score")
 
     def __post_init__(self) -> None:

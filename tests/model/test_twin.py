@@ -1,0 +1,162 @@
+"""The fast path against the naive twin, on ragged inputs; and that nothing depends on how the work is cut up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data.batch import Half, PairBatch, Ragged, collate
+from data.image_db import Image
+from data.text_db import Text
+from model.config import UniterConfig
+from model.iais import REGULARISERS, alignment_loss
+from model.objective import Objective
+from model.packing import ChunkSize, chunks
+from model.retrieval import Compute, RetrievalModel
+from model.uniter import MapRequest
+from tests import naive
+
+CONFIG = UniterConfig(
+    vocab_size=50, hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=40, max_position_embeddings=64,
+    initializer_range=0.3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, img_dim=17,
+)  # fmt: skip
+TEXT_LENGTHS = [1, 60, 2, 13, 7]  # word pieces
+IMAGE_LENGTHS = [100, 1, 36, 10]
+
+
+def random_batch(seed: int, pairs: torch.Tensor) -> PairBatch:
+    rng = np.random.default_rng(seed)
+    texts = [Text(str(i), rng.integers(3, 50, n), "", {}) for i, n in enumerate(TEXT_LENGTHS)]
+    images = [
+        Image(f"{i}.npz", rng.standard_normal((n, 17)).astype(np.float16), rng.random((n, 7)).astype(np.float32))
+        for i, n in enumerate(IMAGE_LENGTHS)
+    ]
+    return collate(texts, images, pairs, cls_id=1, sep_id=2, config=CONFIG)
+
+
+def pair_of(batch: PairBatch, number: int) -> naive.Pair:
+    text, image = batch.pairs[number].tolist()
+
+    def item(ragged: Ragged, index: int) -> slice:
+        start = int(ragged.lengths[:index].sum())
+        return slice(start, start + int(ragged.lengths[index]))
+
+    regions = item(batch.features, image)
+    return naive.Pair(
+        batch.tokens.rows[item(batch.tokens, text)].tolist(), batch.features.rows[regions].numpy(), batch.boxes[regions].numpy()
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> RetrievalModel:
+    torch.manual_seed(3)
+    model = RetrievalModel(CONFIG)
+    for parameter in model.parameters():  # biases and LayerNorms too, so that leaving one out would show
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+ALL = torch.cartesian_prod(torch.arange(len(TEXT_LENGTHS)), torch.arange(len(IMAGE_LENGTHS)))
+
+
+def test_scores_and_alignment_match_the_twin(model: RetrievalModel, compute: Compute) -> None:
+    pairs = torch.tensor([[0, 1], [1, 0], [3, 3], [4, 1], [0, 3], [2, 2]])  # (text, image): 1 or 60 words, 1 to 100 regions
+    batch = random_batch(0, pairs)
+    weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        scored = model(batch, compute, MapRequest(range(len(pairs)), [0, 2]))
+        for number in range(len(pairs)):
+            score, maps = naive.forward(weights, pair_of(batch, number), heads=3, layers=3)
+            assert scored.scores[number].item() == pytest.approx(score.item(), abs=1e-5)
+            length = int(batch.tokens.lengths[batch.pairs[number, 0]])
+            for layer in (0, 2):
+                torch.testing.assert_close(scored.maps[layer][number].double(), torch.stack(maps[layer]), atol=1e-4, rtol=1e-4)
+            for kind, regulariser in REGULARISERS.items():
+                for modality in ("L", "V"):
+                    fast = alignment_loss(regulariser, [scored.maps[2][number]], length, modality)
+                    assert fast.item() == pytest.approx(naive.alignment(kind, maps[2], length, modality), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("difference", [-1, 0, 1])
+def test_chunk_bounds_change_nothing(model: RetrievalModel, compute: Compute, difference: int) -> None:
+    batch = random_batch(1, ALL)
+    bounds = [ChunkSize(10**6, len(ALL) + difference), ChunkSize(10**6, 5), ChunkSize(1, 400), ChunkSize(500, 7)]
+    with torch.no_grad():
+        expected = torch.stack([model(batch.select(pair[None]), compute).scores[0] for pair in batch.pairs])
+        for size in bounds:
+            actual = model(batch, Compute(compute.precision, size)).scores
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_order_of_pairs_changes_nothing(model: RetrievalModel, compute: Compute) -> None:
+    order = torch.randperm(len(ALL), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        straight = model(random_batch(2, ALL), compute).scores
+        shuffled = model(random_batch(2, ALL[order]), compute).scores
+    torch.testing.assert_close(shuffled, straight[order], atol=1e-5, rtol=1e-5)
+
+
+def test_asking_for_maps_changes_no_score(model: RetrievalModel, compute: Compute) -> None:
+    batch = random_batch(3, ALL)
+    with torch.no_grad():
+        plain = model(batch, compute)
+        asked = model(batch, compute, MapRequest([0, 5], [0, 1, 2]))
+    assert torch.equal(plain.scores, asked.scores)
+    assert not plain.maps
+    assert sorted(asked.maps) == [0, 1, 2]
+
+
+def test_every_pair_is_in_exactly_one_chunk_within_bounds() -> None:
+    texts, images = torch.tensor(TEXT_LENGTHS) + 2, torch.tensor(IMAGE_LENGTHS)
+    for size in (ChunkSize(300, 4), ChunkSize(64, 100), ChunkSize(1, 1)):
+        cut = list(chunks(texts, images, ALL, size))
+        assert sorted(torch.cat([chunk.members for chunk in cut]).tolist()) == list(range(len(ALL)))
+        for chunk in cut:
+            assert len(chunk.members) <= size.pairs
+            assert chunk.rows.numel() <= size.tokens or len(chunk.members) == 1
+            assert chunk.rows.shape[1] == int(chunk.lengths.max())
+
+
+def test_micro_steps_together_give_the_same_gradient(model: RetrievalModel, compute: Compute) -> None:
+    """Two groups in one pass, and one after the other."""
+    together = random_batch(4, torch.tensor([[0, 0], [1, 0], [2, 0], [3, 0], [3, 2], [0, 2], [1, 2], [4, 2]]))
+    halves = [together.select(together.pairs[:4]), together.select(together.pairs[4:])]
+    objective = Objective(hard_neg_size=2, margin=0.2, regulariser="distributed", layers=(0, 1))
+    gradients = []
+    for parts in ([Half("image", together, 2)], [Half("image", half, 1) for half in halves]):
+        model.zero_grad()
+        for half in parts:
+            terms = objective(model, half, compute)
+            (terms.hinge.mean(dim=1).sum() + terms.alignment.sum()).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_select_keeps_the_pairs_it_is_given() -> None:
+    batch = random_batch(6, ALL)
+    part = batch.select(ALL[[17, 3, 3, 8]])
+    for number, original in enumerate([17, 3, 3, 8]):
+        ours, theirs = pair_of(part, number), pair_of(batch, original)
+        assert ours.tokens == theirs.tokens
+        assert np.array_equal(ours.features, theirs.features)
+        assert np.array_equal(ours.boxes, theirs.boxes)
+    assert len(part.text_ids) == len(set(ALL[[17, 3, 8], 0].tolist()))
+
+
+def test_singular_alignment_survives_attention_that_underflows() -> None:
+    """Logits hundreds apart leave exact zeros in a softmax; loss and gradient stay finite."""
+    scores = (1000 * torch.randn(2, 9, 9, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    for regulariser in REGULARISERS.values():
+        for modality in ("L", "V"):
+            loss = alignment_loss(regulariser, [scores], 5, modality)
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert scores.grad is not None
+            assert bool(scores.grad.isfinite().all())
+
+
+def test_text_without_words_has_nothing_to_align() -> None:
+    for regulariser in REGULARISERS.values():
+        assert alignment_loss(regulariser, [torch.randn(2, 6, 6)], 2, "L").item() == 0

@@ -1,0 +1,78 @@
+"""Read JSON, and write files so that a reader sees the old one or the new one, whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from utils.errors import InputError
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds. Raises ``InputError`` when it is missing, cannot be read, or is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file, expected JSON") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def new_folder(path: str | Path) -> Path:
+    """Make folder ``path``. Raises ``InputError`` when it exists and is not empty, or cannot be made."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        occupied = next(folder.iterdir(), None)
+    except OSError as error:
+        raise InputError(f"output_dir {folder}: cannot be made or read ({error.strerror})") from error
+    if occupied is not None:
+        raise InputError(f"output_dir {folder}: not empty (it holds {occupied.name}), expected a new or empty folder")
+    return folder
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Write ``value`` as JSON, atomically."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=indent) + "\n").encode())
+
+
+def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
+    """Write arrays as ``.npz``, atomically."""
+    with replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def sha256(path: str | Path) -> str:
+    """The hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,43 @@
+"""What a result depends on besides its options: the program's commit and the machine's software."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.files import replacing, save_json
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions and machine, in JSON's types."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+    }
+
+
+def save_git_state(folder: Path) -> None:
+    """Write ``git.json``, and the uncommitted changes as ``git.diff`` where there are any."""
+    save_json(folder / "git.json", {"branch": _git("branch", "--show-current"), **provenance()})
+    if diff := _git("diff", "HEAD"):
+        with replacing(folder / "git.diff") as file:
+            file.write(f"{diff}\n".encode())
+
+
+def _git(*command: str) -> str | None:
+    """What git prints, or None without git or outside a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode(errors="replace").rstrip("\n")
