@@ -29,8 +29,8 @@ class Golden:
         self.folder = folder
         self.arrays = np.load(folder / "golden.npz", allow_pickle=False)
         self.recall: dict[str, Any] = json.loads((folder / "recall.json").read_text())
-        self.text_db = next((folder / "db/txt_db").iterdir())
-        self.image_db = next((folder / "db/img_db").iterdir())
+        self.text_db = next(path.parent for path in (folder / "db/txt_db").glob("*/meta.json"))
+        self.image_db = next(path.parent.parent for path in (folder / "db/img_db").glob("*/*/data.mdb"))
         self.config = UniterConfig.from_json(folder / "model.json")
 
     def model(self) -> RetrievalModel:
@@ -46,12 +46,20 @@ class Golden:
         return sorted({key.split("/")[0] for key in self.arrays.files if key[:2] in ("V_", "L_")})
 
 
-GOLDEN = Golden(Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "golden")))
+BUNDLED = Golden(Path(__file__).parent / "golden")
+GOLDEN = Golden(Path(os.environ["GOLDEN_DIR"])) if os.environ.get("GOLDEN_DIR") else BUNDLED
 
 
 @pytest.fixture
 def golden() -> Golden:
+    """What numbers are compared with; the folder that GOLDEN_DIR names, if it names one."""
     return GOLDEN
+
+
+@pytest.fixture
+def bundled() -> Golden:
+    """Databases of known size to test on, whatever GOLDEN_DIR says."""
+    return BUNDLED
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import inf_itm
 import train_itm_hard_negatives
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
-from tests.conftest import GOLDEN, relative_error
+from tests.conftest import BUNDLED, GOLDEN, Golden, relative_error
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,16 +27,16 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def databases(tmp_path: Path) -> tuple[Path, Path]:
     """Copies of the golden databases, to be damaged."""
-    text_db, image_db = tmp_path / GOLDEN.text_db.name, tmp_path / GOLDEN.image_db.name
-    shutil.copytree(GOLDEN.text_db, text_db)
-    shutil.copytree(GOLDEN.image_db, image_db)
+    text_db, image_db = tmp_path / BUNDLED.text_db.name, tmp_path / BUNDLED.image_db.name
+    shutil.copytree(BUNDLED.text_db, text_db)
+    shutil.copytree(BUNDLED.image_db, image_db)
     return text_db, image_db
 
 
-def inference(text_db: Path, image_db: Path, output: Path, **changes: object) -> list[str]:
+def inference(text_db: Path, image_db: Path, output: Path, golden: Golden = BUNDLED, **changes: object) -> list[str]:
     options: dict[str, object] = {
-        "txt_db": text_db, "img_db": image_db, "checkpoint": GOLDEN.folder / "model.pt",
-        "model_config": GOLDEN.folder / "model.json", "output_dir": output, "n_workers": 0, "device": "cpu",
+        "txt_db": text_db, "img_db": image_db, "checkpoint": golden.folder / "model.pt",
+        "model_config": golden.folder / "model.json", "output_dir": output, "n_workers": 0, "device": "cpu",
     }  # fmt: skip
     return [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))]
 
@@ -44,7 +44,7 @@ def inference(text_db: Path, image_db: Path, output: Path, **changes: object) ->
 def training(text_db: Path, image_db: Path, output: Path, *extra: str, **changes: object) -> list[str]:
     options: dict[str, object] = {
         "train_txt_dbs": text_db, "train_img_dbs": image_db, "val_txt_db": text_db, "val_img_db": image_db,
-        "model_config": GOLDEN.folder / "model.json", "checkpoint": GOLDEN.folder / "model.pt", "output_dir": output,
+        "model_config": BUNDLED.folder / "model.json", "checkpoint": BUNDLED.folder / "model.pt", "output_dir": output,
         "negative_size": 7, "hard_neg_size": 3, "train_batch_size": 2, "num_train_steps": 3,
         "warmup_steps": 1, "valid_steps": 2, "n_workers": 0, "device": "cpu", "inf_minibatch_size": 64, "seed": 5,
     }  # fmt: skip
@@ -63,7 +63,7 @@ def fails(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None],
 
 @pytest.mark.parametrize("changes", [{}, {"batch_size": 7}, {"n_workers": 2}], ids=str)
 def test_evaluation_of_the_golden_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, int]) -> None:
-    inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "out", **changes))
+    inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "out", golden=GOLDEN, **changes))
     with np.load(tmp_path / "out/scores.npz", allow_pickle=False) as arrays:
         assert arrays["scores"].dtype == np.float32
         rows = [arrays["txt_ids"].tolist().index(name) for name in GOLDEN.arrays["eval/txt_ids"].tolist()]
@@ -80,7 +80,7 @@ def test_evaluation_of_the_golden_model(tmp_path: Path, capsys: pytest.CaptureFi
 def test_training_then_evaluation(tmp_path: Path) -> None:
     """A run as on the command line, in processes of its own; the evaluation takes its settings from the training."""
     run = tmp_path / "run"
-    databases = GOLDEN.text_db, GOLDEN.image_db
+    databases = BUNDLED.text_db, BUNDLED.image_db
     command = training(*databases, run, "--IAIS", "singular", test_txt_db=databases[0], test_img_db=databases[1], n_workers=1)
     subprocess.run([sys.executable, "train_itm_hard_negatives.py", *command], cwd=ROOT, check=True, capture_output=True)
     results = json.loads((run / "log/results.json").read_text())
@@ -103,7 +103,7 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
     """Two runs with one seed end alike to the bit; the number of loader workers and of micro-steps a pass is no seed."""
     weights = []
     for name, extra in (("a", {}), ("b", {"n_workers": 2}), ("c", {"seed": 6})):
-        train_itm_hard_negatives.main(training(GOLDEN.text_db, GOLDEN.image_db, tmp_path / name, **extra))
+        train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, **extra))
         weights.append(torch.load(tmp_path / name / "ckpt/model_last.pt", weights_only=True)["rank_output.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -111,7 +111,7 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 
 def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
     options = training(
-        GOLDEN.text_db, GOLDEN.image_db, tmp_path / "run", "--no-full_val", mining="random", inf_minibatch_size=10
+        BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--no-full_val", mining="random", inf_minibatch_size=10
     )
     train_itm_hard_negatives.main(options)
     validation = json.loads((tmp_path / "run/log/results.json").read_text())["validation"]
@@ -120,14 +120,14 @@ def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
 
 
 def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path) -> None:
-    state = torch.load(GOLDEN.folder / "model.pt", weights_only=True)
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
     for part in ("weight", "bias"):
         state[f"rank_output.{part}"] = state[f"itm_output.{part}"][1:2].clone()
     torch.save(state, tmp_path / "copied.pt")
     torch.save({name: tensor for name, tensor in state.items() if "rank_output" not in name}, tmp_path / "pretrained.pt")
     scores = []
     for name in ("copied", "pretrained"):
-        inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / name, checkpoint=tmp_path / f"{name}.pt"))
+        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, checkpoint=tmp_path / f"{name}.pt"))
         scores.append(np.load(tmp_path / name / "scores.npz")["scores"])
     assert np.array_equal(*scores)
     assert json.loads((tmp_path / "pretrained/scores.json").read_text())["provenance"]["ranking_head"] == "itm_output"
@@ -136,7 +136,7 @@ def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["compressed", "all", "all compressed", "fixed"])
 def test_other_forms_of_the_image_database(tmp_path: Path, form: str) -> None:
     """The same regions, stored in each of the ways a user may have them, give the same scores."""
-    stored = ImageDatabase(GOLDEN.image_db)
+    stored = ImageDatabase(BUNDLED.image_db)
     compressed, keep_all = "compressed" in form, "all" in form
     rng = np.random.default_rng(0)
     fixed = {"conf_th": -1, "num_bb": 12} if form == "fixed" else {}
@@ -152,43 +152,43 @@ def test_other_forms_of_the_image_database(tmp_path: Path, form: str) -> None:
             writer.put(name, features, boxes, conf)
     stored.close()
     flags = ["--compressed_db"] if compressed else []
-    inf_itm.main(inference(GOLDEN.text_db, tmp_path / "db", tmp_path / "out", **fixed) + flags)
+    inf_itm.main(inference(BUNDLED.text_db, tmp_path / "db", tmp_path / "out", **fixed) + flags)
     scores = np.load(tmp_path / "out/scores.npz")["scores"]
     if form != "fixed":
-        inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "expected"))
+        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "expected"))
         assert np.array_equal(scores, np.load(tmp_path / "expected/scores.npz")["scores"])
     assert np.isfinite(scores).all()
 
 
 def test_checkpoint_of_2018_names(tmp_path: Path) -> None:
-    state = torch.load(GOLDEN.folder / "model.pt", weights_only=True)
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
     old = {
         n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
         for n, t in state.items()
     }
     torch.save(old, tmp_path / "old.pt")
-    inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "out", checkpoint=tmp_path / "old.pt"))
+    inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "out", checkpoint=tmp_path / "old.pt"))
     result = json.loads((tmp_path / "out/scores.json").read_text())
-    assert result["as_published"] == pytest.approx(GOLDEN.recall["eval"])
+    assert result["as_published"] == pytest.approx(BUNDLED.recall["eval"])
 
 
 def without(tensor: str, path: Path) -> Path:
-    state = torch.load(GOLDEN.folder / "model.pt", weights_only=True)
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
     torch.save({name: value for name, value in state.items() if not name.startswith(tensor)}, path)
     return path
 
 
 def architecture(path: Path, **changes: int) -> Path:
-    path.write_text(json.dumps(json.loads((GOLDEN.folder / "model.json").read_text()) | changes))
+    path.write_text(json.dumps(json.loads((BUNDLED.folder / "model.json").read_text()) | changes))
     return path
 
 
 def test_mistakes_with_checkpoint_and_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def line(**changes: object) -> str:
-        return fails(capsys, inf_itm.main, inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "out", **changes))
+        return fails(capsys, inf_itm.main, inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "out", **changes))
 
     (tmp_path / "text.pt").write_text("no checkpoint")
-    (tmp_path / "half.pt").write_bytes((GOLDEN.folder / "model.pt").read_bytes()[:100_000])
+    (tmp_path / "half.pt").write_bytes((BUNDLED.folder / "model.pt").read_bytes()[:100_000])
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "nested.pt")
     assert "missing.pt: no such checkpoint" in line(checkpoint=tmp_path / "missing.pt")
     for name in ("text", "half"):
@@ -250,7 +250,7 @@ def test_damaged_databases(tmp_path: Path, databases: tuple[Path, Path], capsys:
     rewrite(lmdb_folder, {name: msgpack.packb({b"features": pickled, b"norm_bb": pickled}) for name in names})
     assert "pickle" in fails(capsys, inf_itm.main, inference(text_db, image_db, tmp_path / "out"))
     rewrite(text_db, {str(number): lz4.frame.compress(b"\xc1") for number in range(200)})
-    shutil.copytree(GOLDEN.image_db, image_db, dirs_exist_ok=True)
+    shutil.copytree(BUNDLED.image_db, image_db, dirs_exist_ok=True)
     assert str(text_db) in fails(capsys, inf_itm.main, inference(text_db, image_db, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -266,7 +266,7 @@ def rewrite(folder: Path, records: dict[str, bytes]) -> None:
 
 
 def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    databases = GOLDEN.text_db, GOLDEN.image_db
+    databases = BUNDLED.text_db, BUNDLED.image_db
 
     def line(*extra: str, **changes: object) -> str:
         return fails(capsys, train_itm_hard_negatives.main, training(*databases, tmp_path / "run", *extra, **changes))
@@ -287,15 +287,15 @@ def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu(tmp_path: Path, precision: str) -> None:
     train_itm_hard_negatives.main(
-        training(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "run", device="cuda", precision=precision)
+        training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", device="cuda", precision=precision)
     )
 
 
 def test_bf16_on_the_cpu_keeps_the_scores_near(tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
-        inf_itm.main(inference(GOLDEN.text_db, GOLDEN.image_db, tmp_path / precision, precision=precision))
+        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / precision, precision=precision))
     full, half = (np.load(tmp_path / name / "scores.npz")["scores"] for name in ("fp32", "bf16"))
     assert 0 < relative_error(half, full) < 0.05
     train_itm_hard_negatives.main(
-        training(GOLDEN.text_db, GOLDEN.image_db, tmp_path / "run", "--IAIS", "distributed", precision="bf16")
+        training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--IAIS", "distributed", precision="bf16")
     )

@@ -16,14 +16,14 @@ from tests.conftest import CPU, Golden
 from utils.errors import InputError
 
 
-def task_of(golden: Golden, **changes: int) -> HardNegativeTask:
+def task_of(bundled: Golden, **changes: int) -> HardNegativeTask:
     settings = {"negative_size": 23, "micro_steps": 400, "seed": 1} | changes
-    return HardNegativeTask([golden.source()], **settings)  # type: ignore[arg-type]
+    return HardNegativeTask([bundled.source()], **settings)  # type: ignore[arg-type]
 
 
-def test_candidates_are_one_positive_and_different_negatives(golden: Golden) -> None:
-    task = task_of(golden)
-    image_of = golden.source().text_db.image_of
+def test_candidates_are_one_positive_and_different_negatives(bundled: Golden) -> None:
+    task = task_of(bundled)
+    image_of = bundled.source().text_db.image_of
     for step in range(50):
         for anchor in ("image", "text"):
             (_, text_id, name), *negatives = task.candidates(anchor, step)  # type: ignore[arg-type]
@@ -39,30 +39,30 @@ def test_candidates_are_one_positive_and_different_negatives(golden: Golden) -> 
 
 
 @pytest.mark.parametrize("anchor", ["image", "text"])
-def test_each_epoch_is_a_shuffle_of_its_own(golden: Golden, anchor: str) -> None:
-    task = task_of(golden)
+def test_each_epoch_is_a_shuffle_of_its_own(bundled: Golden, anchor: str) -> None:
+    task = task_of(bundled)
     drawn = [task.candidates(anchor, step)[0][1] for step in range(400)]  # type: ignore[arg-type]
     assert sorted(drawn[:200]) == sorted(drawn[200:]) == sorted(task.texts[0])
     assert drawn[:200] != drawn[200:]
 
 
-def test_the_two_halves_walk_through_different_shuffles(golden: Golden) -> None:
-    task = task_of(golden)
+def test_the_two_halves_walk_through_different_shuffles(bundled: Golden) -> None:
+    task = task_of(bundled)
     assert [task.candidates("image", s)[0][1] for s in range(200)] != [task.candidates("text", s)[0][1] for s in range(200)]
 
 
-def test_workers_share_the_texts_out(golden: Golden) -> None:
-    tasks = [task_of(golden, worker=worker, workers=3) for worker in range(3)]
+def test_workers_share_the_texts_out(bundled: Golden) -> None:
+    tasks = [task_of(bundled, worker=worker, workers=3) for worker in range(3)]
     parts = [task.texts[0] for task in tasks]
-    assert sorted(text for part in parts for text in part) == sorted(golden.source().text_db.ids)
+    assert sorted(text for part in parts for text in part) == sorted(bundled.source().text_db.ids)
     mine = set(parts[1])
     assert all(text in mine for _, text, _ in tasks[1].candidates("image", 0))
     assert tasks[0].candidates("text", 0) != tasks[1].candidates("text", 0)
 
 
-def test_sampling_is_a_function_of_seed_and_step(golden: Golden) -> None:
+def test_sampling_is_a_function_of_seed_and_step(bundled: Golden) -> None:
     def names(seed: int) -> list[tuple[str, str]]:
-        return [(text, image) for _, text, image in task_of(golden, seed=seed).candidates("text", 7)]
+        return [(text, image) for _, text, image in task_of(bundled, seed=seed).candidates("text", 7)]
 
     assert names(1) == names(1)
     assert names(1) != names(2)
@@ -76,8 +76,8 @@ def test_negatives_are_uniform() -> None:
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
 
 
-def test_each_example_stays_within_its_own_database(golden: Golden) -> None:
-    sources = [golden.source(), golden.source()]
+def test_each_example_stays_within_its_own_database(bundled: Golden) -> None:
+    sources = [bundled.source(), bundled.source()]
     task = HardNegativeTask(sources, negative_size=5, micro_steps=400, micro_steps_per_pass=4)
     seen = Counter()
     for step in range(400):
@@ -88,16 +88,16 @@ def test_each_example_stays_within_its_own_database(golden: Golden) -> None:
     assert task[0].batch.pairs.shape == (24, 2)
 
 
-def test_long_texts_are_left_out_of_training(golden: Golden) -> None:
-    lengths = golden.source().text_db.lengths
-    task = task_of(golden, max_txt_len=20)
+def test_long_texts_are_left_out_of_training(bundled: Golden) -> None:
+    lengths = bundled.source().text_db.lengths
+    task = task_of(bundled, max_txt_len=20)
     assert task.texts[0] == [i for i, n in lengths.items() if n <= 20]
     assert 0 < len(task.texts[0]) < len(lengths)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_number_of_loader_workers_changes_nothing(golden: Golden, workers: int) -> None:
-    task = task_of(golden, micro_steps=4, micro_steps_per_pass=2)
+def test_number_of_loader_workers_changes_nothing(bundled: Golden, workers: int) -> None:
+    task = task_of(bundled, micro_steps=4, micro_steps_per_pass=2)
     halves = list(Loader(CPU, workers)(task))
     assert [half.anchor for half in halves] == ["image", "text"] * 2
     for number, half in enumerate(halves):
@@ -108,17 +108,17 @@ def test_number_of_loader_workers_changes_nothing(golden: Golden, workers: int) 
         assert torch.equal(half.batch.pairs, expected.batch.pairs)
 
 
-def test_blocks_cover_the_split_in_order(golden: Golden) -> None:
-    source = golden.source()
+def test_blocks_cover_the_split_in_order(bundled: Golden) -> None:
+    source = bundled.source()
     texts = [text for batch in Loader(CPU, 1)(BlockTask(source, "texts", 7)) for text in batch.text_ids]
     images = [name for batch in Loader(CPU)(BlockTask(source, "images", 400)) for name in batch.image_names]
     assert texts == source.text_db.ids
     assert images == source.image_names
 
 
-def test_error_in_a_worker_process_stays_one_line(golden: Golden) -> None:
-    task = task_of(golden, micro_steps=2)
-    task.sources[0].config = replace(golden.config, img_dim=2048)
+def test_error_in_a_worker_process_stays_one_line(bundled: Golden) -> None:
+    task = task_of(bundled, micro_steps=2)
+    task.sources[0].config = replace(bundled.config, img_dim=2048)
     with pytest.raises(InputError, match=r"features of width \d+, the model has img_dim 2048") as caught:
         next(iter(Loader(CPU, 1)(task)))
     assert "\n" not in str(caught.value)
@@ -132,9 +132,9 @@ def test_error_in_a_worker_process_stays_one_line(golden: Golden) -> None:
         ({"max_txt_len": 1}, "0 texts"),
     ],
 )
-def test_too_little_to_draw_from(golden: Golden, changes: dict[str, int], message: str) -> None:
+def test_too_little_to_draw_from(bundled: Golden, changes: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        task_of(golden, **changes)
+        task_of(bundled, **changes)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,6 @@ def test_too_little_to_draw_from(golden: Golden, changes: dict[str, int], messag
         ({"max_position_embeddings": 20}, r"text '\d+' has \d+ word pieces, expected at most 18"),
     ],
 )
-def test_model_too_small_for_the_texts(golden: Golden, change: dict[str, int], message: str) -> None:
+def test_model_too_small_for_the_texts(bundled: Golden, change: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        PairSource(str(golden.text_db), str(golden.image_db), replace(golden.config, **change), {})
+        PairSource(str(bundled.text_db), str(bundled.image_db), replace(bundled.config, **change), {})

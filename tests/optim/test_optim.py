@@ -16,8 +16,8 @@ from tests.conftest import CPU, Golden
 from utils.precision import Precision
 
 
-def test_what_decays(golden: Golden) -> None:
-    model = golden.model()
+def test_what_decays(bundled: Golden) -> None:
+    model = bundled.model()
     decaying, exempt = build_optimiser(model, "adamw", (0.9, 0.98), 0.01).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left_out = {names[id(parameter)] for parameter in exempt["params"]}
