@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,14 +26,14 @@ from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
 from utils.errors import InputError, one_line_errors
-from utils.files import save_json, save_npz, sha256
+from utils.files import make_folder, save_json, save_npz, sha256
 from utils.logger import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
 from utils.run_options import InferenceOptions
 
-FROM_TRAINING = ("compressed_db", "conf_th", "max_bb", "min_bb", "num_bb", "model_config")
+FROM_TRAINING = ("compressed_db", "conf_th", "max_bb", "min_bb", "num_bb")
 LOGGER = logging.getLogger("inference")
 
 
@@ -47,8 +48,7 @@ def main(argv: Sequence[str]) -> None:
     compute = Compute(precision, ChunkSize.for_device(device, options.batch_size))
     loader = Loader(device, options.n_workers, options.pin_mem)
 
-    config = UniterConfig.from_json(options.model_config)
-    source = PairSource(options.txt_db, options.img_db, config, options.image_settings())
+    config = UniterConfig.from_json(options.model_config or Path(options.train_config or "").with_name("model.json"))
     model = RetrievalModel(config)
     report = load_checkpoint(model, options.checkpoint)
     if report.head == "random":
@@ -56,41 +56,28 @@ def main(argv: Sequence[str]) -> None:
             f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with"
         )
     LOGGER.info("weights from %s", report)
+    origin = {"ranking_head": report.head, "checkpoint_sha256": sha256(options.checkpoint), **provenance()}
     model.to(device)
 
-    scored = score_matrix(model, source, compute, loader)
-    own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
-    measured = recalls(scored.scores, own)
-    alignment = alignment_of_positives(model, source, compute, loader)
+    with PairSource(options.txt_db, options.img_db, config, options.image_settings()) as source:
+        output = make_folder(options.output_dir)
+        origin["image_db"] = source.image_db.describe()
+        scored = score_matrix(model, source, compute, loader)
+        names = {"txt_ids": np.array(scored.text_ids), "img_ids": np.array(scored.image_names)}
+        save_npz(output / "scores.npz", scores=scored.scores, **names)
+        own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
+        alignment = alignment_of_positives(model, source, compute, loader)
 
-    output = Path(options.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    save_npz(
-        output / "scores.npz",
-        scores=scored.scores,
-        txt_ids=np.array(scored.text_ids),
-        img_ids=np.array(scored.image_names),
-    )
-    save_json(
-        output / "scores.json",
-        measured
-        | {
-            "as_published": as_published(scored.scores, own),
-            "alignment": alignment,
-            "counts": {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size},
-            "ties": {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)},
-            "seconds": time.perf_counter() - started,
-            "provenance": {
-                "options": asdict(options),
-                "device": str(device),
-                "precision": precision.name,
-                "checkpoint_sha256": sha256(options.checkpoint),
-                "ranking_head": report.head,
-                **provenance(),
-            },
-        },
-    )
-    print(table({Path(options.txt_db).name: measured}))
+    measured, published = recalls(scored.scores, own), as_published(scored.scores, own)
+    results: dict[str, Any] = dict(measured)
+    results["as_published"] = published
+    results["alignment"] = alignment
+    results["counts"] = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
+    results["ties"] = {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)}
+    results["seconds"] = time.perf_counter() - started
+    results["provenance"] = {"options": asdict(options), "device": str(device), "precision": precision.name, **origin}
+    save_json(output / "scores.json", results)
+    print(table({Path(options.txt_db).name: measured, "counted as published": published}))
     LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
 
 

@@ -121,7 +121,7 @@ class ImageDatabase:
         return len(self._store)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._store
+        return (self._kept is None or name in self._kept) and name in self._store
 
     def __getitem__(self, name: str) -> Image:
         record = self._store.get(name)

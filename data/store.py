@@ -22,13 +22,13 @@ _FIRST_MAP_BYTES = 256 << 20
 # LMDB refuses to open one path twice in a process, so the readers of a path share an environment:
 # real path -> [environment, number of readers].
 _shared: dict[str, list[Any]] = {}
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def _drop_inherited() -> None:
     """An environment must not be used across a fork, and a path cannot be opened anew while the inherited one is open."""
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for environment, _ in _shared.values():
         with suppress(lmdb.Error):
             environment.close()
@@ -89,6 +89,10 @@ class LmdbReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # modules may be gone when the interpreter ends
+            self.close()
 
     def _open(self) -> lmdb.Environment:
         environment = self._environment

@@ -5,8 +5,8 @@ A task maps a number to a batch and has no state: what a half holds is a functio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -19,35 +19,61 @@ from data.text_db import TextDatabase
 from model.config import UniterConfig
 from utils.errors import InputError
 
+LOGGER = logging.getLogger(__name__)
 Anchor = Literal["image", "text"]
 
 
 class PairSource:
     """A text database and the image database its texts belong to, checked against each other and against the model.
 
+    Use it as a context manager, or ``close`` it.
+
+    Args:
+        max_txt_len: leave out texts of more word pieces; -1 for none.
+
     Attributes:
+        text_ids: the texts within ``max_txt_len``, in the database's order.
         image_names: the images that the text database names, in its order. An image database may hold other splits' images too.
 
     Raises:
-        InputError: a database is missing or damaged, an image that a text names is absent, or the model's vocabulary or
-            position table is too small.
+        InputError: a database is missing or damaged, a text or an image that the sidecars name is absent, or the model's
+            vocabulary or position table is too small.
     """
 
-    def __init__(self, txt_db: str, img_db: str, config: UniterConfig, image_settings: dict[str, Any]) -> None:
+    def __init__(
+        self, txt_db: str, img_db: str, config: UniterConfig, image_settings: dict[str, Any], max_txt_len: int = -1
+    ) -> None:
         self.config = config
         self.text_db = TextDatabase(txt_db)
         self.image_db = ImageDatabase(img_db, **image_settings)
         self.image_names = list(dict.fromkeys(self.text_db.image_of[text_id] for text_id in self.text_db.ids))
-        if self.text_db.vocab_size > config.vocab_size:
-            raise InputError(
-                f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size}, the model has vocab_size {config.vocab_size}"
-            )
-        longest = max(self.text_db.ids, key=self.text_db.lengths.__getitem__)
-        check_length(longest, self.text_db.lengths[longest], config)
-        absent = [name for name in self.image_names if name not in self.image_db]
-        self.image_db.close()  # an open environment must not cross the fork of the loader's workers
-        if absent:
-            raise InputError(f"{img_db}: image {absent[0]!r}, which {txt_db} names, is absent ({len(absent)} absent in all)")
+        lengths = self.text_db.lengths
+        self.text_ids = [i for i in self.text_db.ids if max_txt_len == -1 or lengths[i] <= max_txt_len]
+        if self.text_db.vocab_size != config.vocab_size:
+            message = f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size}, the model has {config.vocab_size}"
+            if self.text_db.vocab_size > config.vocab_size:
+                raise InputError(message)
+            LOGGER.warning("%s: is it the same one, padded?", message)
+        for longest in sorted(self.text_ids, key=lengths.__getitem__)[-1:]:
+            check_length(longest, lengths[longest], config)
+        with self:  # open environments must not cross the fork of the loader's workers
+            absent = [text_id for text_id in self.text_ids if text_id not in self.text_db]
+            if absent:
+                raise InputError(f"{txt_db}: text {absent[0]!r}, which id2len.json names, is absent ({len(absent)} in all)")
+            absent = [name for name in self.image_names if name not in self.image_db]
+            if absent:
+                raise InputError(f"{img_db}: image {absent[0]!r}, which {txt_db} names, is absent ({len(absent)} in all)")
+
+    def close(self) -> None:
+        """Let go of both databases; a later look-up opens them again."""
+        self.text_db.close()
+        self.image_db.close()
+
+    def __enter__(self) -> PairSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def read(self, text_ids: Sequence[str], image_names: Sequence[str]) -> PairBatch:
         """The batch of these texts and images, with no pairs yet."""
@@ -89,7 +115,6 @@ class HardNegativeTask(Dataset[Half]):
 
     Args:
         micro_steps: of the whole training, on this worker.
-        max_txt_len: longer texts are left out; -1 for none.
         worker: takes every ``workers``-th text.
 
     Raises:
@@ -103,7 +128,6 @@ class HardNegativeTask(Dataset[Half]):
         negative_size: int,
         micro_steps: int,
         micro_steps_per_pass: int = 1,
-        max_txt_len: int = -1,
         seed: int = 0,
         worker: int = 0,
         workers: int = 1,
@@ -117,8 +141,7 @@ class HardNegativeTask(Dataset[Half]):
         self.places: list[dict[str, list[int]]] = []  # by source, image → places of its texts in self.texts
         self.image_places: list[dict[str, int]] = []
         for source in self.sources:
-            lengths = source.text_db.lengths
-            kept = [i for i in source.text_db.ids if max_txt_len == -1 or lengths[i] <= max_txt_len][worker::workers]
+            kept = source.text_ids[worker::workers]
             places: dict[str, list[int]] = {}
             for place, text_id in enumerate(kept):
                 places.setdefault(source.text_db.image_of[text_id], []).append(place)
@@ -127,6 +150,7 @@ class HardNegativeTask(Dataset[Half]):
             self.places.append(places)
             self.image_places.append({name: place for place, name in enumerate(source.image_names)})
         self.bounds = np.cumsum([len(kept) for kept in self.texts])
+        self._shuffled: dict[Anchor, tuple[int, np.ndarray]] = {}  # the shuffle last used, with its epoch
 
     def __len__(self) -> int:
         return 2 * self.passes
@@ -141,7 +165,9 @@ class HardNegativeTask(Dataset[Half]):
     def candidates(self, anchor: Anchor, step: int) -> list[tuple[PairSource, str, str]]:
         """The (source, text id, image name) of one half of micro-step ``step``, the positive first."""
         epoch, position = divmod(step, int(self.bounds[-1]))
-        example = int(self._shuffle(anchor, epoch)[position])
+        if self._shuffled.get(anchor, (None,))[0] != epoch:
+            self._shuffled[anchor] = epoch, self._rng(anchor, 0, epoch).permutation(int(self.bounds[-1]))
+        example = int(self._shuffled[anchor][1][position])
         number = int(np.searchsorted(self.bounds, example, side="right"))
         source, texts = self.sources[number], self.texts[number]
         text_id = texts[example - int(self.bounds[number]) + len(texts)]
@@ -152,10 +178,6 @@ class HardNegativeTask(Dataset[Half]):
             return [(source, text_id, name), *((source, texts[place], name) for place in drawn)]
         drawn = draw_others(rng, len(source.image_names), [self.image_places[number][name]], self.negative_size)
         return [(source, text_id, name), *((source, text_id, source.image_names[place]) for place in drawn)]
-
-    @lru_cache(maxsize=4)  # noqa: B019  a task lives as long as its process
-    def _shuffle(self, anchor: Anchor, epoch: int) -> np.ndarray:
-        return self._rng(anchor, 0, epoch).permutation(int(self.bounds[-1]))
 
     def _rng(self, anchor: Anchor, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.worker, anchor == "text", purpose, number])

@@ -74,7 +74,7 @@ class TextDatabase:
         listed = set()
         for image, texts in self.texts_of.items():
             for text_id in texts:
-                if self.image_of.get(text_id) != image:
+                if all_images.get(text_id) != image:
                     raise InputError(f"{texts_file}: lists text {text_id!r} for {image!r}, the other files do not")
             listed.update(texts)
         missing = next((text_id for text_id in self.ids if text_id not in listed), None)
@@ -83,6 +83,9 @@ class TextDatabase:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __contains__(self, text_id: str) -> bool:
+        return text_id in self._store
 
     def __getitem__(self, text_id: str) -> Text:
         record = self._store.get(text_id)

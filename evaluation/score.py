@@ -72,9 +72,12 @@ def score_matrix(
     return ScoreMatrix(scores, text_ids, image_names)
 
 
-def sampled_candidates(source: PairSource, images_per_text: int, seed: int) -> np.ndarray:
-    """For quick validation: (T, I) booleans, for each text its own image and random others, ``images_per_text`` in all."""
-    rng = np.random.default_rng(seed)
+def sampled_candidates(source: PairSource, images_per_text: int) -> np.ndarray:
+    """For quick validation: (T, I) booleans, for each text its own image and random others, ``images_per_text`` in all.
+
+    They are the same at each call, so that runs and seeds are compared on the same candidates.
+    """
+    rng = np.random.default_rng(0)
     column_of = {name: column for column, name in enumerate(source.image_names)}
     wanted = np.zeros((len(source.text_db), len(source.image_names)), bool)
     others = min(images_per_text, len(source.image_names)) - 1

@@ -86,7 +86,8 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
                 f"expected {tuple(tensor.shape)} by model_config{vocabulary}"
             )
     model.load_state_dict({name: state[name] for name in needed})
-    return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - {"itm_output.weight", "itm_output.bias"})))
+    used = {"itm_output.weight", "itm_output.bias"} if head == "itm_output" else set()
+    return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - used)))
 
 
 def _modern_name(name: str) -> str:

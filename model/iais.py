@@ -79,7 +79,5 @@ REGULARISERS: dict[str, Regulariser] = {"singular": singular, "distributed": dis
 
 
 def alignment_loss(regulariser: Regulariser, maps: list[Tensor], text_length: int, modality: Modality) -> Tensor:
-    """The mean of ``regulariser`` over the maps (A, N, N) that several layers have of one pair; 0 for a text without words."""
-    if text_length <= 2:
-        return maps[0].new_zeros(())
+    """The mean of ``regulariser`` over the maps (A, N, N) that several layers have of one pair with at least one word."""
     return torch.stack([regulariser(attention_blocks(scores, text_length), modality) for scores in maps]).mean()

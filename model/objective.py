@@ -15,7 +15,6 @@ from data.batch import Half
 from model.iais import REGULARISERS, Modality, alignment_loss
 from model.retrieval import Compute, RetrievalModel, hardest, hinge
 from model.uniter import MapRequest
-from utils.errors import InputError
 
 
 class HalfLoss(NamedTuple):
@@ -28,13 +27,16 @@ class HalfLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """Ranking with online hard negatives and, if ``regulariser`` is named, IAIS on the positive pairs."""
+    """Ranking with online hard negatives and, if ``regulariser`` is named, IAIS on the positive pairs.
+
+    ``layers``, counted from 0, are those whose attention is aligned.
+    """
 
     hard_neg_size: int
     margin: float
     mining: Literal["hard", "random"] = "hard"
     regulariser: str | None = None
-    layers: tuple[int, ...] = (-1,)
+    layers: tuple[int, ...] = ()
     modality: Literal["alternate", "L", "V"] = "alternate"
 
     def __call__(self, model: RetrievalModel, half: Half, compute: Compute) -> HalfLoss:
@@ -48,7 +50,7 @@ class Objective:
         kept_pairs = pairs.gather(1, kept[:, :, None].expand(-1, -1, 2))  # (G, 1 + H, 2)
         hard = half.batch.select(kept_pairs.flatten(0, 1))
         positives = [group * kept.shape[1] for group in range(half.groups)]
-        layers = self._layer_numbers(model) if self.regulariser else ()
+        layers = self.layers if self.regulariser else ()
 
         model.train()
         scored = model(hard, compute, MapRequest(positives, layers))
@@ -67,20 +69,3 @@ class Objective:
     def _score_candidates(self, model: RetrievalModel, half: Half, compute: Compute) -> Tensor:
         model.eval()
         return model(half.batch, compute).scores.view(half.groups, -1)
-
-    def _layer_numbers(self, model: RetrievalModel) -> tuple[int, ...]:
-        return layer_numbers(self.layers, model.config.num_hidden_layers)
-
-
-def layer_numbers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Layers counted from the first (0 …) or from the last (-1 …) as numbers from the first.
-
-    Raises:
-        InputError: one that an encoder of ``count`` layers does not have.
-    """
-    for layer in layers:
-        if not -count <= layer < count:
-            raise InputError(
-                f"iais_layers names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
-            )
-    return tuple(sorted({layer % count for layer in layers}))

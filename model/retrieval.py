@@ -20,7 +20,7 @@ from utils.precision import Precision
 
 @dataclass(frozen=True)
 class Compute:
-    """How the encoder computes: where and in which arithmetic, and in chunks of which size. It changes no result."""
+    """How the encoder computes: where and in which arithmetic, and in chunks of which size, which changes no result."""
 
     precision: Precision
     chunk: ChunkSize

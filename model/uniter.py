@@ -99,7 +99,13 @@ class UniterModel(nn.Module):
 
         The last layer computes its [CLS] rows alone; a map is computed beside the layer it belongs to, for its pair only, so
         asking for one changes nothing else. The embeddings' dropout is applied here, so that each pair has its own.
+
+        Raises:
+            ValueError: a map is asked of a layer that there is not.
         """
+        for layer in request.layers:
+            if not 0 <= layer < self.config.num_hidden_layers:
+                raise ValueError(f"map of layer {layer} asked for, expected 0 to {self.config.num_hidden_layers - 1}")
         table = torch.cat([embedded.texts.rows, embedded.images.rows])
         cls, members = [], []
         found: dict[tuple[int, int], Tensor] = {}

@@ -38,8 +38,8 @@ class Golden:
         assert load_checkpoint(model, self.folder / "model.pt").head == "rank_output"
         return model
 
-    def source(self) -> PairSource:
-        return PairSource(str(self.text_db), str(self.image_db), self.config, {})
+    def source(self, max_txt_len: int = -1) -> PairSource:
+        return PairSource(str(self.text_db), str(self.image_db), self.config, {}, max_txt_len)
 
     def halves(self) -> list[str]:
         """The prefixes of the stored halves, such as ``V_singular_0``."""

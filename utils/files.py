@@ -27,14 +27,22 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not JSON ({error})") from error
 
 
-def new_folder(path: str | Path) -> Path:
-    """Make folder ``path``. Raises ``InputError`` when it exists and is not empty, or cannot be made."""
+def make_folder(path: str | Path) -> Path:
+    """Make folder ``path`` unless it is there. Raises ``InputError`` when it cannot be made or written to."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        occupied = next(folder.iterdir(), None)
     except OSError as error:
-        raise InputError(f"output_dir {folder}: cannot be made or read ({error.strerror})") from error
+        raise InputError(f"output_dir {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"output_dir {folder}: cannot be written to, expected a folder of one's own")
+    return folder
+
+
+def new_folder(path: str | Path) -> Path:
+    """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and when it is there and not empty."""
+    folder = make_folder(path)
+    occupied = next(folder.iterdir(), None)
     if occupied is not None:
         raise InputError(f"output_dir {folder}: not empty (it holds {occupied.name}), expected a new or empty folder")
     return folder

@@ -73,7 +73,7 @@ def parse_options(
         if path := values.get(name):
             known = {key: value for key, value in read_options(path).items() if key in keys}
             inherited |= _checked(cls, known, path)
-    return _build(cls, inherited | values, config or "command line")
+    return _build(cls, inherited | values, f"{config} and the command line" if config else "command line")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,8 +82,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
-    default = "required" if field.default is dataclasses.MISSING else f"default {field.default}"
-    words = f"{field.metadata['help']} ({default})".replace("%", "%%")
+    default = "" if field.default in ("", (), None) else f" (default {field.default})"
+    words = f"{field.metadata['help']}{default}".replace("%", "%%")
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     choices = [choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
     if kinds == [bool]:
@@ -118,10 +118,6 @@ def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
 
 
 def _build(cls: type[Options], values: dict[str, Any], source: str) -> Options:
-    required = [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]  # type: ignore[arg-type]
-    for name in required:
-        if name not in values:
-            raise InputError(f"{source}: {name} is missing, it has no default")
     try:
         return cls(**values)
     except InputError as error:

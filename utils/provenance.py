@@ -19,7 +19,7 @@ def provenance() -> dict[str, Any]:
     """Commit, versions and machine, in JSON's types."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "modified": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "modified": None if (changes := _git("status", "--porcelain")) is None else changes.splitlines(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",

@@ -98,9 +98,7 @@ class TrainOptions(MachineOptions, ImageOptions):
     seed: int = option(42, "of weights, sampling and dropout")
 
     def __post_init__(self) -> None:
-        for name in ("output_dir", "val_txt_db", "val_img_db", "train_txt_dbs", "train_img_dbs"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is missing, it has no default")
+        require(self, "output_dir", "val_txt_db", "val_img_db", "train_txt_dbs", "train_img_dbs")
         if bool(self.test_txt_db) != bool(self.test_img_db):
             raise InputError("test_txt_db and test_img_db: one is given without the other, expected both or neither")
         if len(self.train_txt_dbs) != len(self.train_img_dbs):
@@ -110,7 +108,8 @@ class TrainOptions(MachineOptions, ImageOptions):
             )
         self.check_boxes()
         check_at_least(self, 1, "train_batch_size", "micro_steps_per_pass", "negative_size", "hard_neg_size")
-        check_at_least(self, 1, "inf_minibatch_size", "num_train_steps", "valid_steps")
+        check_at_least(self, 1 if self.full_val else 2, "inf_minibatch_size")
+        check_at_least(self, 1, "num_train_steps", "valid_steps")
         check_at_least(self, 0, "warmup_steps", "n_workers", "seed", "weight_decay", "margin", "iais_weight", "learning_rate")
         if self.hard_neg_size > self.negative_size:
             raise InputError(f"hard_neg_size is {self.hard_neg_size}, expected at most negative_size {self.negative_size}")
@@ -144,20 +143,25 @@ class InferenceOptions(MachineOptions, ImageOptions):
     txt_db: str = option("", "text database")
     img_db: str = option("", "its image database")
     checkpoint: str = option("", "weights, fine-tuned or only pretrained")
-    model_config: str = option("", "architecture; that of train_config if none")
+    model_config: str = option("", "architecture; the model.json beside train_config if none")
     output_dir: str = option("", "folder for scores.json and scores.npz")
-    train_config: str | None = option(
-        None, "log/hps.json of a training: its box options and architecture, where not given here"
-    )
+    train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
     batch_size: int = option(400, "most pairs in one chunk of the encoder; changes no score")
 
     def __post_init__(self) -> None:
-        for name in ("txt_db", "img_db", "checkpoint", "model_config", "output_dir"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is missing, it has no default")
+        require(self, "txt_db", "img_db", "checkpoint", "output_dir")
+        if not (self.model_config or self.train_config):
+            raise InputError("model_config is missing, it has no default without train_config")
         self.check_boxes()
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "n_workers")
+
+
+def require(options: object, *names: str) -> None:
+    """Raise ``InputError`` for the first of these options that was given nowhere."""
+    for name in names:
+        if not getattr(options, name):
+            raise InputError(f"{name} is missing, it has no default")
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:

@@ -238,7 +238,7 @@ def test_missing_databases_and_sidecars(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="feat_numbb4 and all"):
         ImageDatabase(tmp_path, **{**RULE, "conf_th": -1})
     file = tmp_path / "nbb_th0.2_max6_min2.json"
-    for contents, message in [("{", "cannot be read as JSON"), ("[]", "expected a JSON object"), ('{"a": 0}', "'a' has 0")]:
+    for contents, message in [("{", "not JSON"), ("[]", "expected a JSON object"), ('{"a": 0}', "'a' has 0")]:
         file.write_text(contents)
         with pytest.raises(InputError, match=f"{file.name}: {message}"):
             ImageDatabase(tmp_path, **RULE)
@@ -247,7 +247,7 @@ def test_missing_databases_and_sidecars(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"image '{name}': nbb_th0.2_max6_min2.json does not name it"):
         ImageDatabase(tmp_path, **RULE)[name]
     file.unlink()
-    with pytest.raises(InputError, match=f"{file.name}: missing"):
+    with pytest.raises(InputError, match=f"{file.name}: no such file"):
         ImageDatabase(tmp_path, **RULE)
     with pytest.raises(InputError, match="expected 1 <= min_bb <= max_bb"):
         ImageDatabase(tmp_path, min_bb=9, max_bb=8)

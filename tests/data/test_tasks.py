@@ -16,9 +16,9 @@ from tests.conftest import CPU, Golden
 from utils.errors import InputError
 
 
-def task_of(bundled: Golden, **changes: int) -> HardNegativeTask:
+def task_of(bundled: Golden, max_txt_len: int = -1, **changes: int) -> HardNegativeTask:
     settings = {"negative_size": 23, "micro_steps": 400, "seed": 1} | changes
-    return HardNegativeTask([bundled.source()], **settings)  # type: ignore[arg-type]
+    return HardNegativeTask([bundled.source(max_txt_len)], **settings)  # type: ignore[arg-type]
 
 
 def test_candidates_are_one_positive_and_different_negatives(bundled: Golden) -> None:
@@ -137,10 +137,15 @@ def test_too_little_to_draw_from(bundled: Golden, changes: dict[str, int], messa
         task_of(bundled, **changes)
 
 
+def test_a_long_text_that_training_leaves_out_does_no_harm(bundled: Golden) -> None:
+    short = replace(bundled.config, max_position_embeddings=20)
+    assert PairSource(str(bundled.text_db), str(bundled.image_db), short, {}, max_txt_len=18).text_ids
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 1000}, "vocabulary of 28996, the model has vocab_size 1000"),
+        ({"vocab_size": 1000}, "vocabulary of 28996, the model has 1000"),
         ({"max_position_embeddings": 20}, r"text '\d+' has \d+ word pieces, expected at most 18"),
     ],
 )

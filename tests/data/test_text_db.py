@@ -104,7 +104,7 @@ def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> 
     with pytest.raises(InputError, match=f"{name}: expected a JSON object"):
         TextDatabase(database)
     (database / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: missing"):
+    with pytest.raises(InputError, match=f"{name}: no such file"):
         TextDatabase(database)
 
 
