@@ -6,6 +6,7 @@ Shapes: T texts, I images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def recalls(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
 
 
 def as_published(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
-    """The nine numbers as the published program counts them, to compare with the paper's tables (docs/fidelity.md).
+    """The nine numbers as the published program counts them, up to ties, to compare with the paper (docs/fidelity.md).
 
     For image retrieval it counts row numbers along with ranks: each of the first K texts whose image is in its top 10 is one
     hit more at K. Over T texts that adds up to K / T to ``img_rK``; text retrieval is not affected.
@@ -62,14 +63,16 @@ def ties(scores: np.ndarray, own: np.ndarray) -> int:
     return sum(int(((row == row[mine].max()) & ~mine).sum()) for row, mine in zip(scores, own, strict=True) if mine.any())
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A text table of recalls in percent, one line a name."""
+def table(rows: Mapping[str, Mapping[str, float]], more: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
+    """A text table of recalls in percent, one line a name; ``more`` adds columns, each its heading to a cell for each row."""
     width = max(len(name) for name in rows)
     keys = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean")
     lines = [f"{'':{width}}{'text retrieval':>21}{'image retrieval':>21}"]
     lines.append(f"{'':{width}}" + "".join(f"{name:>7}" for name in (*("R@1", "R@5", "R@10") * 2, "mean")))
-    for name, values in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:7.2f}" for key in keys))
+    lines += [f"{name:<{width}}" + "".join(f"{100 * values[key]:7.2f}" for key in keys) for name, values in rows.items()]
+    for heading, cells in more.items():
+        for line, cell in enumerate((heading, *cells), start=1):
+            lines[line] += f"{cell:>{len(heading) + 3}}"
     return "\n".join(lines)
 
 

@@ -3,12 +3,13 @@
     python scripts/demo.py --seed 1
 
 The scenes are drawings of coloured shapes; recalls on them say nothing about Flickr30k or COCO. What is finished is kept: a
-second call goes on where an interrupted one stopped, or prints the table again.
+second call goes on where an interrupted one stopped, or prints the table again; what was made with other options is made anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -22,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.recall import table
 from utils.errors import InputError, one_line_errors
 from utils.files import read_json, save_json
+from utils.options import parse_options
+from utils.run_options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular", ["--IAIS", "singular"])}
+FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular", ["--IAIS", "singular"])}
 
 
 def run(title: str, program: str, *arguments: str | Path) -> float:
@@ -62,12 +65,16 @@ def make_data(data: Path) -> None:
         run("region features", "scripts/convert_imgdir.py", "--img_dir", features, "--output", data / "img_db/scenes")
 
 
-def train(title: str, config: str, output: Path, *arguments: str | Path) -> Path:
-    """Train unless it is done already; returns the best checkpoint."""
-    if not (output / "log/results.json").exists():
-        shutil.rmtree(output, ignore_errors=True)  # of a demo that was interrupted
-        program = "train_itm_hard_negatives.py"
-        seconds = run(title, program, "--config", f"config/{config}.json", "--output_dir", output, *arguments)
+def train(title: str, config: str, output: Path, *arguments: str) -> Path:
+    """Train, unless a run with the very same options has ended; returns the best checkpoint."""
+    command = ["--config", f"config/{config}.json", "--output_dir", str(output), *arguments]
+    wanted = json.loads(json.dumps(parse_options(TrainOptions, command, "").to_dict()))
+    finished = (output / "log/seconds.json").exists()
+    if finished and read_json(output / "log/hps.json") == wanted:
+        print(f"=== {title}: kept from an earlier call (make clean starts afresh)")
+    else:
+        shutil.rmtree(output, ignore_errors=True)  # of other options, or of a demo that was interrupted
+        seconds = run(title, "train_itm_hard_negatives.py", *command)
         save_json(output / "log/seconds.json", seconds)
     return output / "ckpt/model_best.pt"
 
@@ -78,7 +85,8 @@ def evaluate(title: str, data: Path, checkpoint: Path, output: Path) -> dict[str
         databases = ["--txt_db", data / "txt_db/itm_scenes_test.db", "--img_db", data / "img_db/scenes"]
         weights = ["--checkpoint", checkpoint, "--train_config", checkpoint.parent.parent / "log/hps.json", "--n_workers", "0"]
         run(title, "inf_itm.py", *databases, *weights, "--output_dir", output)
-    return read_json(output / "scores.json")
+    scores: dict[str, Any] = read_json(output / "scores.json")
+    return scores
 
 
 @one_line_errors
@@ -91,27 +99,36 @@ def main(arguments: list[str] | None = None) -> None:
         "--seed", type=int, default=42, help="of weights and sampling; the scenes are always the same (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    data, runs = Path("demo"), Path(f"demo/seed-{options.seed}")
     started = time.perf_counter()
+    os.chdir(ROOT)
+    data, seed = Path("demo"), ["--seed", str(options.seed)]
+    runs = data / f"seed-{options.seed}"
     make_data(data)
-    seed = ["--seed", str(options.seed)]
-    start = train("a starting checkpoint, from random negatives", "train-itm-scenes-start", runs / "start", *seed)
-    rows, notes, written = {}, [], []
-    for name, (folder, extra) in RUNS.items():
-        output = runs / folder
-        checkpoint = train(f"fine-tuning {name}", "train-itm-scenes-hn", output, "--checkpoint", start, *seed, *extra)
-        rows[name] = evaluate(f"evaluation {name}", data, checkpoint, output / "test")
-        seconds = read_json(output / "log/seconds.json")
-        align = rows[name]["alignment"]["singular"]
-        times = f"fine-tuning {seconds:.0f} s, evaluation {rows[name]['seconds']:.0f} s"
-        notes.append(f"{name}: alignment loss L {align['L']:.4f} V {align['V']:.4f}; {times}")
-        written += [checkpoint, output / "log", output / "test/scores.json"]
-    print("\nTest split of the drawn scenes (they say nothing about Flickr30k), 200 images x 5 captions, in percent")
-    print(table(rows))
-    print("\nAlignment loss (IAIS singular, mean over the positive pairs of the test split) and time")
-    print("\n".join(notes))
-    print(f"\nThis call took {time.perf_counter() - started:.0f} s. It wrote, for example:")
-    print("\n".join(str(path) for path in [start, *written]))
+    start = train("training from random negatives", "train-itm-scenes-start", runs / "start", *seed)
+    checkpoints = {"random negatives (start)": start}
+    for name, (folder, extra) in FINE_TUNINGS.items():
+        arguments_of_run = ["--checkpoint", str(start), *seed, *extra]
+        checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, *arguments_of_run)
+    rows = {
+        name: evaluate(f"evaluation, {name}", data, checkpoint, checkpoint.parent.parent / "test")
+        for name, checkpoint in checkpoints.items()
+    }
+    alignment = {way: [f"{row['alignment']['singular'][way]:.4f}" for row in rows.values()] for way in "LV"}
+    seconds = [read_json(checkpoint.parent.parent / "log/seconds.json") for checkpoint in checkpoints.values()]
+    more = {
+        "align. L": alignment["L"],
+        "align. V": alignment["V"],
+        "train s": [f"{value:.0f}" for value in seconds],
+        "eval s": [f"{row['seconds']:.0f}" for row in rows.values()],
+    }
+    print(
+        "\nTest split of the drawn scenes, 200 images x 5 captions: recall in percent, IAIS singular loss on the positives, time."
+    )
+    print("These are drawings: the numbers say nothing about Flickr30k or COCO.\n")
+    print(table(rows, more))
+    print(f"\nThis call took {time.perf_counter() - started:.0f} s. Among what it wrote:")
+    for checkpoint in checkpoints.values():
+        print(f"  {checkpoint}  {checkpoint.parent.parent / 'log'}  {checkpoint.parent.parent / 'test/scores.json'}")
 
 
 if __name__ == "__main__":
