@@ -26,7 +26,7 @@ from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
 from utils.errors import InputError, one_line_errors
-from utils.files import make_folder, save_json, save_npz, sha256
+from utils.files import output_folder, save_json, save_npz, sha256
 from utils.logger import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
@@ -59,8 +59,10 @@ def main(argv: Sequence[str]) -> None:
     origin = {"ranking_head": report.head, "checkpoint_sha256": sha256(options.checkpoint), **provenance()}
     model.to(device)
 
-    with PairSource(options.txt_db, options.img_db, config, options.image_settings()) as source:
-        output = make_folder(options.output_dir)
+    with (
+        PairSource(options.txt_db, options.img_db, config, options.image_settings()) as source,
+        output_folder(options.output_dir) as output,
+    ):
         origin["image_db"] = source.image_db.describe()
         scored = score_matrix(model, source, compute, loader)
         names = {"txt_ids": np.array(scored.text_ids), "img_ids": np.array(scored.image_names)}

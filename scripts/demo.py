@@ -65,15 +65,18 @@ def make_data(data: Path) -> None:
         run("region features", "scripts/convert_imgdir.py", "--img_dir", features, "--output", data / "img_db/scenes")
 
 
-def train(title: str, config: str, output: Path, *arguments: str) -> Path:
-    """Train, unless a run with the very same options has ended; returns the best checkpoint."""
+def train(title: str, config: str, output: Path, stands_on_it: Path, *arguments: str) -> Path:
+    """Train, unless a run with the very same options has ended; returns the best checkpoint.
+
+    ``stands_on_it`` is the folder of what a new training makes worthless, from other options or an interrupted call.
+    """
     command = ["--config", f"config/{config}.json", "--output_dir", str(output), *arguments]
     wanted = json.loads(json.dumps(parse_options(TrainOptions, command, "").to_dict()))
     finished = (output / "log/seconds.json").exists()
     if finished and read_json(output / "log/hps.json") == wanted:
         print(f"=== {title}: kept from an earlier call (make clean starts afresh)")
     else:
-        shutil.rmtree(output, ignore_errors=True)  # of other options, or of a demo that was interrupted
+        shutil.rmtree(stands_on_it, ignore_errors=True)
         seconds = run(title, "train_itm_hard_negatives.py", *command)
         save_json(output / "log/seconds.json", seconds)
     return output / "ckpt/model_best.pt"
@@ -104,11 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     data, seed = Path("demo"), ["--seed", str(options.seed)]
     runs = data / f"seed-{options.seed}"
     make_data(data)
-    start = train("training from random negatives", "train-itm-scenes-start", runs / "start", *seed)
+    start = train("training from random negatives", "train-itm-scenes-start", runs / "start", runs, *seed)
     checkpoints = {"random negatives (start)": start}
     for name, (folder, extra) in FINE_TUNINGS.items():
         arguments_of_run = ["--checkpoint", str(start), *seed, *extra]
-        checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, *arguments_of_run)
+        checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, runs / folder, *arguments_of_run)
     rows = {
         name: evaluate(f"evaluation, {name}", data, checkpoint, checkpoint.parent.parent / "test")
         for name, checkpoint in checkpoints.items()
@@ -121,9 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         "train s": [f"{value:.0f}" for value in seconds],
         "eval s": [f"{row['seconds']:.0f}" for row in rows.values()],
     }
-    print(
-        "\nTest split of the drawn scenes, 200 images x 5 captions: recall in percent, IAIS singular loss on the positives, time."
-    )
+    print("\nTest split of the drawn scenes, 200 images x 5 captions: recall in percent, IAIS loss of positives, time.")
     print("These are drawings: the numbers say nothing about Flickr30k or COCO.\n")
     print(table(rows, more))
     print(f"\nThis call took {time.perf_counter() - started:.0f} s. Among what it wrote:")

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the programs that tests start share the machine
+
 import numpy as np
 import pytest
 import torch

@@ -19,6 +19,7 @@ import inf_itm
 import train_itm_hard_negatives
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
+from model.retrieval import RetrievalModel
 from tests.conftest import BUNDLED, GOLDEN, Golden, relative_error
 
 ROOT = Path(__file__).parent.parent
@@ -100,13 +101,42 @@ def test_training_then_evaluation(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_weights(tmp_path: Path) -> None:
-    """Two runs with one seed end alike to the bit; the number of loader workers and of micro-steps a pass is no seed."""
+    """Two runs with one seed end alike to the bit, with IAIS and dropout, whatever the number of loader workers."""
     weights = []
     for name, extra in (("a", {}), ("b", {"n_workers": 2}), ("c", {"seed": 6})):
-        train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, **extra))
-        weights.append(torch.load(tmp_path / name / "ckpt/model_last.pt", weights_only=True)["rank_output.weight"])
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
+        options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, "--IAIS", "singular", **extra)
+        train_itm_hard_negatives.main(options)
+        weights.append(torch.load(tmp_path / name / "ckpt/model_last.pt", weights_only=True))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not torch.equal(weights[0]["rank_output.weight"], weights[2]["rank_output.weight"])
+
+
+def test_the_best_checkpoint_in_validation_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([0.1, 0.3, 0.2])
+    states: list[torch.Tensor] = []
+
+    def scripted(model: RetrievalModel, *_: object) -> dict[str, float]:
+        states.append(model.rank_output.weight.detach().clone())
+        return {"r_mean": next(measured)}
+
+    monkeypatch.setattr(train_itm_hard_negatives, "validate", scripted)
+    train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", valid_steps=1))
+    results = json.loads((tmp_path / "run/log/results.json").read_text())
+    assert results == {"best_update": 2, "validation": {"r_mean": 0.3}}
+    for name, state in (("best", states[1]), ("last", states[2])):
+        assert torch.equal(torch.load(tmp_path / f"run/ckpt/model_{name}.pt", weights_only=True)["rank_output.weight"], state)
+
+
+def test_longer_texts_are_left_out_of_training(tmp_path: Path) -> None:
+    train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", max_txt_len=15))
+    kept = sum(length <= 15 for length in TextDatabase(BUNDLED.text_db).lengths.values())
+    assert f"{kept} texts in training" in (tmp_path / "run/log/log.txt").read_text()
+
+
+def test_a_run_that_fails_says_so_in_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", learning_rate=1e30)
+    assert "is learning_rate 1e+30 too high?" in fails(capsys, train_itm_hard_negatives.main, options)
+    assert "is learning_rate 1e+30 too high?" in (tmp_path / "run/log/log.txt").read_text()
 
 
 def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
@@ -117,6 +147,7 @@ def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
     validation = json.loads((tmp_path / "run/log/results.json").read_text())["validation"]
     assert set(validation) == {"img_r1", "img_r5", "img_r10", "img_r_mean", "r_mean"}
     assert validation["img_r10"] == 1  # each text's image is among 10
+    assert 0 < validation["img_r1"] < 1
 
 
 def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path) -> None:
@@ -205,7 +236,11 @@ def test_mistakes_with_checkpoint_and_architecture(tmp_path: Path, capsys: pytes
     words = architecture(tmp_path / "words.json", vocab_size=30522)
     assert "another vocabulary" in line(model_config=words)
     short = architecture(tmp_path / "short.json", max_position_embeddings=12)
-    assert "word pieces, expected at most 10" in line(model_config=short)
+    assert "position_embeddings.weight has shape" in line(model_config=short)
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
+    position_table = "uniter.embeddings.position_embeddings.weight"
+    torch.save(state | {position_table: state[position_table][:12].clone()}, tmp_path / "short.pt")
+    assert "word pieces, expected at most 10" in line(model_config=short, checkpoint=tmp_path / "short.pt")
     assert not (tmp_path / "out").exists()
 
 
@@ -283,12 +318,19 @@ def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "run/notes.txt").read_text() == "mine"
 
 
+def has_learned(run: Path) -> bool:
+    """Whether the run's last weights are finite, and not those that it started from."""
+    before, after = (torch.load(path, weights_only=True) for path in (BUNDLED.folder / "model.pt", run / "ckpt/model_last.pt"))
+    moved = any(not torch.equal(before[name], tensor) for name, tensor in after.items())
+    return moved and all(bool(tensor.isfinite().all()) for tensor in after.values())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_on_a_gpu(tmp_path: Path, precision: str) -> None:
-    train_itm_hard_negatives.main(
-        training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", device="cuda", precision=precision)
-    )
+    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", device="cuda", precision=precision)
+    train_itm_hard_negatives.main(options)
+    assert has_learned(tmp_path / "run")
 
 
 def test_bf16_on_the_cpu_keeps_the_scores_near(tmp_path: Path) -> None:
@@ -296,6 +338,33 @@ def test_bf16_on_the_cpu_keeps_the_scores_near(tmp_path: Path) -> None:
         inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / precision, precision=precision))
     full, half = (np.load(tmp_path / name / "scores.npz")["scores"] for name in ("fp32", "bf16"))
     assert 0 < relative_error(half, full) < 0.05
-    train_itm_hard_negatives.main(
-        training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--IAIS", "distributed", precision="bf16")
-    )
+    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--IAIS", "distributed", precision="bf16")
+    train_itm_hard_negatives.main(options)
+    assert has_learned(tmp_path / "run")
+
+
+class Canary:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return Path.touch, (self.path,)  # type: ignore[return-value]
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"rank_output.weight": Canary(tmp_path / "sung")}, tmp_path / "canary.pt")
+    options = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "out", checkpoint=tmp_path / "canary.pt")
+    assert "canary.pt: not a readable checkpoint" in fails(capsys, inf_itm.main, options)
+    assert not (tmp_path / "sung").exists()
+
+
+def test_outputs_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file/below"):
+        databases = BUNDLED.text_db, BUNDLED.image_db
+        assert f"output_dir {output}: cannot be made" in fails(capsys, inf_itm.main, inference(*databases, output))
+        assert f"output_dir {output}: cannot be made" in fails(
+            capsys, train_itm_hard_negatives.main, training(*databases, output)
+        )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +37,20 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"output_dir {folder}: cannot be written to, expected a folder of one's own")
     return folder
+
+
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
+    """``make_folder``, for a block whose failure takes the folder away again if it is new and still empty."""
+    existed = Path(path).exists()
+    folder = make_folder(path)
+    try:
+        yield folder
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # it holds something by now
+                folder.rmdir()
+        raise
 
 
 def new_folder(path: str | Path) -> Path:

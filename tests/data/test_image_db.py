@@ -19,10 +19,10 @@ import pytest
 from data.image_db import BoxRule, ImageDatabase, ImageDatabaseWriter, pack_image
 from data.record import read_msgpack, read_npz, write_msgpack
 from data.store import LmdbReader
+from tests.conftest import GOLDEN
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden"))
 RULE = {"conf_th": 0.2, "max_bb": 6, "min_bb": 2, "num_bb": 4}
 
 
@@ -65,7 +65,7 @@ def replace(path: Path, name: str, value: bytes) -> None:
 
 
 def test_golden_database_reads_whole() -> None:
-    path = next(entry for entry in (GOLDEN / "db" / "img_db").iterdir() if entry.is_dir())
+    path = GOLDEN.image_db
     database = ImageDatabase(path)
     numbers = json.loads(next(path.glob("nbb_th0.2_*.json")).read_text())
     assert sorted(database.names()) == sorted(numbers)

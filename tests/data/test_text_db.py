@@ -21,10 +21,10 @@ import pytest
 
 from data.store import LmdbReader, LmdbWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
+from tests.conftest import GOLDEN
 from utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = Path(os.environ.get("GOLDEN_DIR", ROOT / "tests" / "golden"))
 META = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, 28996], "toker": "bert-base-cased"}
 SIDECARS = ("meta.json", "id2len.json", "txt2img.json", "img2txts.json")
 
@@ -53,7 +53,7 @@ def packed(fields: Any, **options: Any) -> bytes:
 
 
 def test_golden_database_reads_whole() -> None:
-    path = next((GOLDEN / "db" / "txt_db").glob("*.db"))
+    path = GOLDEN.text_db
     database = TextDatabase(path)
     assert database.ids == list(json.loads((path / "id2len.json").read_text()))
     assert len(database) == len(database.ids) > 0
