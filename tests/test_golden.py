@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -131,38 +133,56 @@ def test_schedules(golden: Golden) -> None:
 @pytest.mark.parametrize("together", [False, True], ids=["one micro-step a pass", "all micro-steps in a pass"])
 def test_training_run(golden: Golden, compute: Compute, together: bool) -> None:
     """The recorded updates: each half's loss terms, the gradient's norm, and the weights at the end."""
-    arrays, source, model = golden.arrays, golden.source(), golden.model()
+    arrays = golden.arrays
     start = torch.load(golden.folder / "model.pt", weights_only=True)
-    updates = sum(key.startswith("run/grad_norm/") for key in arrays.files)
-    losses = arrays["run/losses"]
-    steps = len(losses) // 2 // updates
-    options = TrainOptions(
-        train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", train_batch_size=steps,
-        micro_steps_per_pass=steps if together else 1, hard_neg_size=HARD_NEGATIVES, margin=MARGIN, IAIS="singular",
-        learning_rate=1e-3, num_train_steps=updates, warmup_steps=2, optim="adamw", betas=(0.9, 0.98), weight_decay=0.01,
-        grad_norm=2.0,
-    )  # fmt: skip
-    trainer = Trainer(model, options, compute)
-    for update in range(updates):
-        micro_steps = [f"run/{step}" for step in range(update * steps, (update + 1) * steps)]
-        passes = [micro_steps] if together else [[step] for step in micro_steps]
-        halves = [half_of(golden, source, *(f"{step}/{kind}" for step in part)) for part in passes for kind in "it"]
-        terms = trainer.update(iter(halves), update)
+    trainer, halves_of = run_of(golden, compute, together)
+    steps = trainer.options.train_batch_size
+    for update in range(trainer.options.num_train_steps):
+        terms = trainer.update(halves_of(update), update)
         measured = torch.stack([terms.ranking, terms.alignment], dim=1)  # (2 · steps, 2)
         if together:  # image-anchored halves of all micro-steps first
             measured = measured.view(2, steps, 2).transpose(0, 1).flatten(0, 1)
-        expected = losses[2 * steps * update : 2 * steps * (update + 1)]
+        expected = arrays["run/losses"][2 * steps * update : 2 * steps * (update + 1)]
         assert relative_error(measured[:, 0], expected[:, 0]) < 1e-4
         assert relative_error(measured[:, 1], expected[:, 1]) < 1e-4
         assert relative_error(terms.grad_norm, arrays[f"run/grad_norm/{update}"]) < 1e-4
 
-    weights = model.state_dict()
+    weights = trainer.model.state_dict()
     for key in arrays.files:
         if not key.startswith("run/final/"):
             continue
         name = key.removeprefix("run/final/")
         actual = weights.get(name, start.get(name))  # heads that retrieval does not use stay as they were
         assert relative_error(actual, arrays[key]) < 1e-3, name
+
+
+def test_torch_adamw_would_miss_the_run(bundled: Golden, compute: Compute) -> None:
+    """Why ``BertAdamW`` is there: with eps after the bias correction the second update's gradient is off by 3e-2."""
+    trainer, halves_of = run_of(bundled, compute, together=False)
+    trainer.optimiser = torch.optim.AdamW(trainer.optimiser.param_groups, betas=(0.9, 0.98), eps=1e-6)
+    for update in range(2):
+        terms = trainer.update(halves_of(update), update)
+    assert relative_error(terms.grad_norm, bundled.arrays["run/grad_norm/1"]) > 2e-2
+
+
+def run_of(golden: Golden, compute: Compute, together: bool) -> tuple[Trainer, Callable[[int], Iterator[Half]]]:
+    """The recorded run's trainer, and its halves by update."""
+    updates = sum(key.startswith("run/grad_norm/") for key in golden.arrays.files)
+    steps = len(golden.arrays["run/losses"]) // 2 // updates
+    options = TrainOptions(
+        train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", train_batch_size=steps,
+        micro_steps_per_pass=steps if together else 1, hard_neg_size=HARD_NEGATIVES, margin=MARGIN, IAIS="singular",
+        learning_rate=1e-3, num_train_steps=updates, warmup_steps=2, optim="adamw", betas=(0.9, 0.98), weight_decay=0.01,
+        grad_norm=2.0,
+    )  # fmt: skip
+    source = golden.source()
+
+    def halves_of(update: int) -> Iterator[Half]:
+        micro_steps = [f"run/{step}" for step in range(update * steps, (update + 1) * steps)]
+        passes = [micro_steps] if together else [[step] for step in micro_steps]
+        return (half_of(golden, source, *(f"{step}/{kind}" for step in part)) for part in passes for kind in "it")
+
+    return Trainer(golden.model(), options, compute), halves_of
 
 
 def test_model_has_every_parameter_of_the_run(golden: Golden) -> None:

@@ -78,6 +78,36 @@ def test_scores_and_alignment_match_the_twin(model: RetrievalModel, compute: Com
                     assert fast.item() == pytest.approx(naive.alignment(kind, maps[2], length, modality), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_loss_and_gradient_of_a_half_match_the_twin(model: RetrievalModel, compute: Compute, seed: int) -> None:
+    """A text with six images of random lengths, in chunks of random size: which are hard, the hinge, the gradient."""
+    rng = np.random.default_rng(seed)
+    texts = [Text("t", rng.integers(3, 50, rng.integers(1, 12)), "", {})]
+    images = [
+        Image(f"{i}.npz", rng.standard_normal((n, 17)).astype(np.float16), rng.random((n, 7)).astype(np.float32))
+        for i, n in enumerate(rng.integers(1, 10, 6))
+    ]
+    pairs = torch.stack([torch.zeros(6, dtype=torch.int64), torch.arange(6)], dim=1)
+    batch = collate(texts, images, pairs, cls_id=1, sep_id=2, config=CONFIG)
+    size = ChunkSize(10**6, int(rng.integers(3, 8)))
+    model.zero_grad()
+    terms = Objective(hard_neg_size=3, margin=0.9)(model, Half("text", batch, 1), Compute(compute.precision, size))
+    terms.hinge.mean().backward()
+    model.eval()
+
+    weights = {name: tensor.double().requires_grad_() for name, tensor in model.state_dict().items()}
+    scores = [naive.forward(weights, pair_of(batch, number), heads=3, layers=3)[0] for number in range(6)]
+    hard = sorted(scores[1:], key=lambda score: score.item(), reverse=True)[:3]
+    losses = [max(0.9 + score.sigmoid() - scores[0].sigmoid(), 0 * score) for score in hard]
+    (sum(losses) / 3).backward()  # type: ignore[union-attr]
+    assert terms.hinge[0].tolist() == pytest.approx([float(loss.detach()) for loss in losses], abs=1e-5)
+    largest = max(float(weight.grad.abs().max()) for weight in weights.values() if weight.grad is not None)
+    for name, parameter in model.named_parameters():
+        expected = weights[name].grad
+        if expected is not None and parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad.double(), expected, atol=1e-4 * largest, rtol=1e-3)
+
+
 @pytest.mark.parametrize("difference", [-1, 0, 1])
 def test_chunk_bounds_change_nothing(model: RetrievalModel, compute: Compute, difference: int) -> None:
     batch = random_batch(1, ALL)
