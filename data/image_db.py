@@ -14,7 +14,7 @@ from types import TracebackType
 import numpy as np
 
 from data.record import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
-from data.store import LmdbReader, LmdbWriter
+from data.store import LmdbReader, LmdbWriter, is_special
 from utils.errors import InputError
 from utils.files import read_json, save_json
 
@@ -44,6 +44,8 @@ class BoxRule:
     num_bb: int = 36
 
     def __post_init__(self) -> None:
+        if not (self.conf_th == -1 or 0 <= self.conf_th <= 1):
+            raise InputError(f"conf_th {self.conf_th}: expected a confidence from 0 to 1, or -1 for num_bb boxes an image")
         if not 1 <= self.min_bb <= self.max_bb:
             raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}: expected 1 <= min_bb <= max_bb")
         if self.num_bb < 1:
@@ -93,7 +95,10 @@ class ImageDatabase:
         self._kept: dict[str, int] | None = None
         suffix = "_compressed" if compressed else ""
         names = [self.rule.folder + suffix, "all" + suffix]
-        name = next((name for name in names if (self.path / name).is_dir()), None)
+        try:
+            name = next((name for name in names if (self.path / name).is_dir()), None)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be entered ({error.strerror})") from error
         if name is None:
             raise InputError(f"{self.path}: no such image database, looked for {' and '.join(names)}; {_contents(self.path)}")
         self._filtered = name == names[0]
@@ -269,8 +274,9 @@ class ImageDatabaseWriter:
 
     def put_packed(self, name: str, record: bytes, kept: int) -> None:
         """Add one image that ``pack_image`` has made into a record of ``kept`` boxes, maybe in another process."""
-        if name in self._kept:
-            raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
+        if name in self._kept or is_special(name.encode()):
+            reason = "occurs twice" if name in self._kept else "has a name that databases keep for themselves"
+            raise InputError(f"{self.lmdb_path}: image {name!r} {reason}")
         self._store.put(name, record)
         self._kept[name] = kept
 

@@ -77,7 +77,10 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"is in npy version {version}, expected 1.0 or 2.0")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_column, dtype = read_header(stream)
+    try:
+        shape, by_column, dtype = read_header(stream)
+    except Exception as error:  # numpy reads a header as Python source, which can be wrong in any way
+        raise ValueError(f"has no readable npy header ({type(error).__name__})") from error
     if by_column:
         return _array(dtype.str, shape[::-1], stream.read()).T
     return _array(dtype.str, shape, stream.read())

@@ -62,7 +62,7 @@ def _reason(error: lmdb.Error) -> str:
     return str(error).rsplit(": ", 1)[-1]
 
 
-def _is_special(key: bytes) -> bool:
+def is_special(key: bytes) -> bool:
     """Whether ``key`` is a note such as ``__keys__`` and not the name of a record."""
     return key.startswith(b"__") and key.endswith(b"__")
 
@@ -121,7 +121,10 @@ class LmdbReader:
 
     def _find(self, key: str) -> memoryview | None:
         environment = self._open()
-        encoded = key.encode("utf-8", "surrogateescape")
+        try:
+            encoded = key.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # half of a surrogate pair, which no key can hold
+            return None
         if not 0 < len(encoded) <= environment.max_key_size():
             return None
         try:
@@ -148,7 +151,7 @@ class LmdbReader:
         try:
             with self._open().begin() as transaction:
                 for key in transaction.cursor().iternext(values=False):
-                    if not _is_special(key):
+                    if not is_special(key):
                         yield key.decode("utf-8", "surrogateescape")
         except lmdb.Error as error:
             raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)})") from error
@@ -161,7 +164,7 @@ class LmdbReader:
                 cursor = transaction.cursor()
                 more = cursor.set_range(b"__")
                 while more and cursor.key().startswith(b"__"):
-                    special += _is_special(cursor.key())
+                    special += is_special(cursor.key())
                     more = cursor.next()
                 return environment.stat()["entries"] - special
         except lmdb.Error as error:
@@ -177,11 +180,11 @@ class LmdbWriter:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if os.path.lexists(self.path):
+            raise InputError(f"{self.path}: already exists; remove it or choose another output")
         self.folder = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
-        if os.path.lexists(self.path):
-            raise InputError(f"{self.path}: already exists; remove it or choose another output")
 
     def __enter__(self) -> LmdbWriter:
         try:

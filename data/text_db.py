@@ -12,7 +12,7 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.store import LmdbReader, LmdbWriter
+from data.store import LmdbReader, LmdbWriter, is_special
 from utils.errors import InputError
 from utils.files import read_json, save_json
 
@@ -180,8 +180,9 @@ class TextDatabaseWriter:
         numbers = [int(number) for number in input_ids]
         if not numbers:
             raise InputError(f"{self.path}: text {text_id!r} of {image!r} has no word pieces")
-        if text_id in self._lengths:
-            raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
+        if text_id in self._lengths or is_special(text_id.encode()):
+            reason = "occurs twice" if text_id in self._lengths else "is one that databases keep for themselves"
+            raise InputError(f"{self.path}: text id {text_id!r} {reason}")
         record = msgpack.packb({"input_ids": numbers, "img_fname": image, **fields}, use_bin_type=True)
         self._store.put(text_id, lz4.frame.compress(record))
         self._lengths[text_id] = len(numbers)

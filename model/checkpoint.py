@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from torch import Tensor
 from model.retrieval import RetrievalModel
 from utils.errors import InputError
 from utils.files import replacing
+
+Head = Literal["rank_output", "itm_output", "random"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class LoadReport:
     """
 
     path: Path
-    head: Literal["rank_output", "itm_output", "random"]
+    head: Head
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -51,13 +54,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a readable checkpoint of tensors ({type(error).__name__})") from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: expected a state dict, names to tensors")
-    return {_modern_name(name): tensor for name, tensor in state.items()}
+    modern: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(f"{path}: {name} is a sparse, quantised or empty-handed tensor, expected plain numbers")
+        if _modern_name(name) in modern:
+            raise InputError(f"{path}: holds {_modern_name(name)} twice, under its old name and under its new one")
+        modern[_modern_name(name)] = tensor
+    return modern
 
 
 def save_checkpoint(path: str | Path, model: RetrievalModel) -> None:
     """Write the weights under their published names, atomically."""
+    buffer = io.BytesIO()  # torch's own writer meets a full disk with an error that does not say so
+    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
     with replacing(path) as file:
-        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
@@ -70,24 +82,46 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
     """
     state = read_state_dict(path)
     needed = model.state_dict()
-    head: Literal["rank_output", "itm_output", "random"] = "rank_output"
-    if "rank_output.weight" not in state or "rank_output.bias" not in state:
-        head = "itm_output" if "itm_output.weight" in state and "itm_output.bias" in state else "random"
-        for part in ("weight", "bias"):
-            name = f"rank_output.{part}"
-            state[name] = state[f"itm_output.{part}"][1:2] if head == "itm_output" else needed[name]
+    head = _add_head(state, needed, path)
     for name, tensor in needed.items():
         if name not in state:
             raise InputError(f"{path}: {name} is missing, expected a tensor of shape {tuple(tensor.shape)}")
-        if state[name].shape != tensor.shape:
-            vocabulary = ": the checkpoint has another vocabulary" if "word_embeddings" in name else ""
-            raise InputError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, "
-                f"expected {tuple(tensor.shape)} by model_config{vocabulary}"
-            )
+        _check_shape(state, name, tensor.shape, path)
+        if not state[name].is_floating_point():
+            raise InputError(f"{path}: {name} has type {state[name].dtype}, expected floating numbers")
+    beyond = next((name for name in state if name.startswith("uniter.encoder.layer.") and name not in needed), None)
+    if beyond is not None:
+        raise InputError(f"{path}: holds {beyond}, model_config has only {model.config.num_hidden_layers} such layers")
     model.load_state_dict({name: state[name] for name in needed})
     used = {"itm_output.weight", "itm_output.bias"} if head == "itm_output" else set()
     return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - used)))
+
+
+def _add_head(state: dict[str, Tensor], needed: dict[str, Tensor], path: str | Path) -> Head:
+    """Give ``state`` a ranking head when it has none of its own; says where the head is from."""
+    parts = ("weight", "bias")
+    heads: tuple[Head, ...] = ("rank_output", "itm_output")
+    for head in heads:
+        present = [part for part in parts if f"{head}.{part}" in state]
+        if len(present) == 1:
+            raise InputError(f"{path}: {head} has a {present[0]} alone, expected weight and bias")
+        if present and head == "rank_output":
+            return head
+        if present:
+            for part in parts:
+                _check_shape(state, f"itm_output.{part}", (2, *needed[f"rank_output.{part}"].shape[1:]), path)
+                state[f"rank_output.{part}"] = state[f"itm_output.{part}"][1:2]
+            return head
+    for part in parts:
+        state[f"rank_output.{part}"] = needed[f"rank_output.{part}"]
+    return "random"
+
+
+def _check_shape(state: dict[str, Tensor], name: str, expected: tuple[int, ...], path: str | Path) -> None:
+    shape = tuple(state[name].shape)
+    if shape != tuple(expected):
+        vocabulary = ": the checkpoint has another vocabulary" if "word_emb" in name and shape[:1] != expected[:1] else ""
+        raise InputError(f"{path}: {name} has shape {shape}, expected {tuple(expected)} by model_config{vocabulary}")
 
 
 def _modern_name(name: str) -> str:

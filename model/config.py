@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -35,14 +36,14 @@ class UniterConfig:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise InputError(f"{name} is {value}, expected at least 1")
+            if isinstance(value, int) and not 1 <= value < 2**31:
+                raise InputError(f"{name} is {value}, expected 1 to {2**31 - 1}")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1)")
         if self.type_vocab_size < 2:
             raise InputError(f"type_vocab_size is {self.type_vocab_size}, expected 2: type 0 for words and type 1 for regions")
-        if self.initializer_range <= 0:
+        if not 0 < self.initializer_range < math.inf:
             raise InputError(f"initializer_range is {self.initializer_range}, expected a positive standard deviation")
         if self.hidden_size % self.num_attention_heads:
             raise InputError(

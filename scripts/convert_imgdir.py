@@ -54,6 +54,8 @@ class Packed:
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K], perhaps ``soft_labels`` [K, C]; rows past ``nbb`` are padding."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError("is not a regular file")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"is larger than {MAX_FILE_BYTES:,} bytes")
     arrays = read_npz(path.read_bytes(), ("features", "norm_bb", "conf", "soft_labels", "nbb"))

@@ -46,6 +46,8 @@ def feature_name(dataset: str, filename: str, folder: str = "") -> str:
     ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
     """
     stem = Path(filename).stem
+    if not stem:
+        raise ValueError(f"file name {filename!r} names no picture")
     digits = re.search(r"(\d+)$", stem)
     if dataset == "flickr30k":
         if digits is None:
@@ -67,14 +69,30 @@ def read_karpathy(text: str) -> Iterator[Caption]:
     dataset = str(contents.get("dataset", ""))
     for number, picture in enumerate(contents["images"]):
         try:
-            filename, split = picture["filename"], picture["split"]
-            image = feature_name(dataset, filename, picture.get("filepath", ""))
+            filename, split = _text(picture, "filename"), _text(picture, "split")
+            image = feature_name(dataset, filename, str(picture.get("filepath", "")))
             for sentence in picture["sentences"]:
-                yield Caption(str(sentence["sentid"]), image, filename, sentence["raw"], split, dataset)
+                if not isinstance(sentence["sentid"], int):
+                    raise ValueError(f"sentid is {sentence['sentid']!r}, expected a whole number")
+                yield Caption(str(sentence["sentid"]), image, filename, _text(sentence, "raw"), split, dataset)
         except KeyError as error:
             raise ValueError(f"images[{number}]: has no {error}") from error
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"images[{number}]: {error}") from error
+
+
+def _text(fields: dict[str, Any], key: str) -> str:
+    """``fields[key]``, which has to be text that UTF-8 can hold; raises ``KeyError`` and ``ValueError``."""
+    value = fields.get(key)
+    if value is None:
+        raise KeyError(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {value!r}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key} has half of a surrogate pair, expected text") from error
+    return value
 
 
 def _read_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Caption]:
@@ -82,10 +100,13 @@ def _read_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Caption]:
     for number, (line, row) in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"line {line}: expected an object with image, caption and split")
-        for key in ("image", "caption", "split"):
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"line {line}: has no text {key!r}, expected image, caption and split")
-        yield Caption(str(number), feature_name("", row["image"]), row["image"], row["caption"], row["split"], "")
+        try:
+            image, caption, split = (_text(row, key) for key in ("image", "caption", "split"))
+        except KeyError as error:
+            raise ValueError(f"line {line}: has no text {error}, expected image, caption and split") from error
+        except ValueError as error:
+            raise ValueError(f"line {line}: {error}") from error
+        yield Caption(str(number), feature_name("", image), image, caption, split, "")
 
 
 def read_jsonl(text: str) -> Iterator[Caption]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +23,10 @@ import inf_itm
 import train_itm_hard_negatives
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
+from model.checkpoint import save_checkpoint
 from model.retrieval import RetrievalModel
 from tests.conftest import BUNDLED, GOLDEN, Golden, relative_error
+from utils.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -362,9 +368,61 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_outputs_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file", tmp_path / "file/below"):
-        databases = BUNDLED.text_db, BUNDLED.image_db
-        assert f"output_dir {output}: cannot be made" in fails(capsys, inf_itm.main, inference(*databases, output))
-        assert f"output_dir {output}: cannot be made" in fails(
-            capsys, train_itm_hard_negatives.main, training(*databases, output)
-        )
+    databases = BUNDLED.text_db, BUNDLED.image_db
+    for output in (tmp_path / "file", tmp_path / "file/below", tmp_path / "no\0name"):
+        expected = f"output_dir {str(output)!r}: cannot be made"
+        assert expected in fails(capsys, inf_itm.main, inference(*databases, output))
+        assert expected in fails(capsys, train_itm_hard_negatives.main, training(*databases, output))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank_output.bias": None}, "rank_output has a weight alone"),
+        (
+            {"rank_output.weight": None, "rank_output.bias": None, "itm_output.bias": torch.tensor(0.0)},
+            "itm_output.bias has shape ()",
+        ),
+        ({"uniter.encoder.layer.3.output.dense.bias": torch.zeros(32)}, "model_config has only 3 such layers"),
+        ({"uniter.pooler.dense.bias": torch.zeros(32, dtype=torch.int64)}, "has type torch.int64"),
+        ({"uniter.pooler.dense.bias": torch.zeros(32).to_sparse()}, "expected plain numbers"),
+        ({"uniter.embeddings.LayerNorm.gamma": torch.ones(32)}, "holds uniter.embeddings.LayerNorm.weight twice"),
+    ],
+    ids=str,
+)
+def test_checkpoints_that_mean_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True) | change
+    torch.save({name: tensor for name, tensor in state.items() if tensor is not None}, tmp_path / "odd.pt")
+    options = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "out", checkpoint=tmp_path / "odd.pt")
+    assert message in fails(capsys, inf_itm.main, options)
+
+
+def test_a_full_disk_is_said_and_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BUNDLED.model()
+    save_checkpoint(tmp_path / "model.pt", model)
+    before = (tmp_path / "model.pt").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"model\.pt: cannot be written \(No space left on device\)"):
+        save_checkpoint(tmp_path / "model.pt", model)
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
+    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", num_train_steps=10000, valid_steps=10000)
+    command = [sys.executable, "train_itm_hard_negatives.py", *options]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "run/log/log.txt").exists() or "in training" not in (tmp_path / "run/log/log.txt").read_text():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors

@@ -19,7 +19,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's ``main``: an ``InputError`` becomes one line and exit code 2; bugs keep their traceback."""
+    """Decorate a program's ``main``: an ``InputError`` ends in one line and exit code 2, Ctrl-C in 130."""
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
@@ -29,5 +29,8 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
     return wrapped

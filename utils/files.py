@@ -32,8 +32,9 @@ def make_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output_dir {folder}: cannot be made ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"output_dir {str(folder)!r}: cannot be made ({reason})") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"output_dir {folder}: cannot be written to, expected a folder of one's own")
     return folder
@@ -42,7 +43,7 @@ def make_folder(path: str | Path) -> Path:
 @contextmanager
 def output_folder(path: str | Path) -> Iterator[Path]:
     """``make_folder``, for a block whose failure takes the folder away again if it is new and still empty."""
-    existed = Path(path).exists()
+    existed = os.path.lexists(path)
     folder = make_folder(path)
     try:
         yield folder

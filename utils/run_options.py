@@ -43,13 +43,6 @@ class ImageOptions:
             "num_bb": self.num_bb,
         }
 
-    def check_boxes(self) -> None:
-        """Raise ``InputError`` for box limits that no image can meet."""
-        if not 1 <= self.min_bb <= self.max_bb:
-            raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}, expected 1 <= min_bb <= max_bb")
-        if self.num_bb < 1:
-            raise InputError(f"num_bb is {self.num_bb}, expected at least 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(MachineOptions, ImageOptions):
@@ -98,6 +91,7 @@ class TrainOptions(MachineOptions, ImageOptions):
     seed: int = option(42, "of weights, sampling and dropout")
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         require(self, "output_dir", "val_txt_db", "val_img_db", "train_txt_dbs", "train_img_dbs")
         if bool(self.test_txt_db) != bool(self.test_img_db):
             raise InputError("test_txt_db and test_img_db: one is given without the other, expected both or neither")
@@ -106,7 +100,6 @@ class TrainOptions(MachineOptions, ImageOptions):
                 f"train_img_dbs names {len(self.train_img_dbs)} databases, expected {len(self.train_txt_dbs)}, "
                 "one for each of train_txt_dbs"
             )
-        self.check_boxes()
         check_at_least(self, 1, "train_batch_size", "micro_steps_per_pass", "negative_size", "hard_neg_size")
         check_at_least(self, 1 if self.full_val else 2, "inf_minibatch_size")
         check_at_least(self, 1, "num_train_steps", "valid_steps")
@@ -149,10 +142,10 @@ class InferenceOptions(MachineOptions, ImageOptions):
     batch_size: int = option(400, "most pairs in one chunk of the encoder; changes no score")
 
     def __post_init__(self) -> None:
+        check_sizes(self)
         require(self, "txt_db", "img_db", "checkpoint", "output_dir")
         if not (self.model_config or self.train_config):
             raise InputError("model_config is missing, it has no default without train_config")
-        self.check_boxes()
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "n_workers")
 
@@ -162,6 +155,13 @@ def require(options: object, *names: str) -> None:
     for name in names:
         if not getattr(options, name):
             raise InputError(f"{name} is missing, it has no default")
+
+
+def check_sizes(options: object) -> None:
+    """Raise ``InputError`` for the first whole number that is larger than any of them can mean."""
+    for name, value in vars(options).items():
+        if isinstance(value, int) and value >= 2**31:
+            raise InputError(f"{name} is {value}, expected less than {2**31}")
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:
