@@ -100,21 +100,19 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
 def _add_head(state: dict[str, Tensor], needed: dict[str, Tensor], path: str | Path) -> Head:
     """Give ``state`` a ranking head when it has none of its own; says where the head is from."""
     parts = ("weight", "bias")
-    heads: tuple[Head, ...] = ("rank_output", "itm_output")
-    for head in heads:
+    for head in ("rank_output", "itm_output"):
         present = [part for part in parts if f"{head}.{part}" in state]
         if len(present) == 1:
             raise InputError(f"{path}: {head} has a {present[0]} alone, expected weight and bias")
-        if present and head == "rank_output":
-            return head
-        if present:
-            for part in parts:
-                _check_shape(state, f"itm_output.{part}", (2, *needed[f"rank_output.{part}"].shape[1:]), path)
-                state[f"rank_output.{part}"] = state[f"itm_output.{part}"][1:2]
-            return head
+    if "rank_output.weight" in state:
+        return "rank_output"
+    pretrained = "itm_output.weight" in state
     for part in parts:
-        state[f"rank_output.{part}"] = needed[f"rank_output.{part}"]
-    return "random"
+        own = needed[f"rank_output.{part}"]
+        if pretrained:
+            _check_shape(state, f"itm_output.{part}", (2, *own.shape[1:]), path)
+        state[f"rank_output.{part}"] = state[f"itm_output.{part}"][1:2] if pretrained else own
+    return "itm_output" if pretrained else "random"
 
 
 def _check_shape(state: dict[str, Tensor], name: str, expected: tuple[int, ...], path: str | Path) -> None:
