@@ -417,7 +417,11 @@ def test_a_full_disk_is_said_and_leaves_the_older_checkpoint(tmp_path: Path, mon
 def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
     options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", num_train_steps=10000, valid_steps=10000)
     command = [sys.executable, "train_itm_hard_negatives.py", *options]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:  # which a shell's background jobs ignore, and their children with them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts) as process:
         while not (tmp_path / "run/log/log.txt").exists() or "in training" not in (tmp_path / "run/log/log.txt").read_text():
             assert process.poll() is None
             time.sleep(0.2)
