@@ -32,20 +32,14 @@ class Ragged:
     rows: Tensor
     lengths: Tensor
 
-    @property
-    def starts(self) -> Tensor:
-        """The first row of each item, (items,)."""
-        return self.lengths.cumsum(0) - self.lengths
-
     def positions(self) -> Tensor:
         """0, 1, … within each item, (rows,), on the CPU."""
-        return torch.arange(int(self.lengths.sum())) - self.starts.repeat_interleave(self.lengths)
+        return _positions(self.lengths)
 
     def row_indices(self, items: Tensor) -> Tensor:
         """The rows of ``items`` in their order, (sum of their lengths,), on the CPU."""
-        lengths = self.lengths[items]
-        offsets = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        return self.starts[items].repeat_interleave(lengths) + offsets
+        lengths, starts = self.lengths[items], self.lengths.cumsum(0) - self.lengths
+        return starts[items].repeat_interleave(lengths) + _positions(lengths)
 
 
 @dataclass(frozen=True)
@@ -153,6 +147,10 @@ def check_length(text_id: str, length: int, config: UniterConfig) -> None:
             f"text {text_id!r} has {length} word pieces, expected at most {config.max_position_embeddings - 2}: "
             f"max_position_embeddings {config.max_position_embeddings} less [CLS] and [SEP]"
         )
+
+
+def _positions(lengths: Tensor) -> Tensor:
+    return torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
 
 
 def _ragged(items: list[np.ndarray], empty: np.ndarray) -> Ragged:

@@ -54,7 +54,8 @@ class PairSource:
             if self.text_db.vocab_size > config.vocab_size:
                 raise InputError(message)
             LOGGER.warning("%s: is it the same one, padded?", message)
-        for longest in sorted(self.text_ids, key=lengths.__getitem__)[-1:]:
+        longest = max(self.text_ids, key=lengths.__getitem__, default=None)
+        if longest is not None:
             check_length(longest, lengths[longest], config)
         with self:  # open environments must not cross the fork of the loader's workers
             absent = [text_id for text_id in self.text_ids if text_id not in self.text_db]
