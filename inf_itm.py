@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from data.tasks import PairSource
 from evaluation.alignment import alignment_of_positives
 from evaluation.recall import as_published, own_pairs, recalls, table, ties
 from evaluation.score import score_matrix
+from evaluation.unfinished import UnfinishedScores
 from model.checkpoint import load_checkpoint
 from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
+from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json, save_npz, sha256
 from utils.logger import log_to_screen
@@ -39,48 +42,69 @@ LOGGER = logging.getLogger("inference")
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Options → data → checkpoint → scores → recall@K."""
-    log_to_screen()
-    options = parse_options(InferenceOptions, argv, __doc__ or "", inherit={"train_config": FROM_TRAINING})
+    """Options → data → checkpoint → scores → recall@K; the same on every worker, worker 0 writes."""
     started = time.perf_counter()
-    device = choose_device(options.device)
-    precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-    compute = Compute(precision, ChunkSize.for_device(device, options.batch_size))
-    loader = Loader(device, options.n_workers, options.pin_mem)
+    with ExitStack() as stack:
+        workers = stack.enter_context(connect())
+        log_to_screen(workers.rank)
+        with workers.agreed():
+            options = parse_options(InferenceOptions, argv, __doc__ or "", inherit={"train_config": FROM_TRAINING})
+            device = choose_device(options.device, workers.local_rank, workers.local_size)
+            precision = Precision(choose_precision(options.precision, options.fp16, device), device)
+            compute = Compute(precision, ChunkSize.for_device(device, options.batch_size))
+            loader = Loader(device, options.n_workers, options.pin_mem)
+            config = UniterConfig.from_json(options.model_config or Path(options.train_config or "").with_name("model.json"))
+            model = RetrievalModel(config)
+            report = load_checkpoint(model, options.checkpoint)
+            if report.head == "random":
+                raise InputError(
+                    f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with"
+                )
+            model.to(device)
+            source = stack.enter_context(PairSource(options.txt_db, options.img_db, config, options.image_settings()))
+        LOGGER.info("weights from %s", report)
+        LOGGER.info("%s; %s on %s", workers.launcher, precision.name, device)
+        unfinished, output = None, Path(options.output_dir)
+        with workers.agreed():
+            if workers.first:
+                stack.enter_context(output_folder(output))
+                origin = {
+                    "checkpoint": sha256(options.checkpoint),
+                    "model_config": config.to_dict(),
+                    "precision": f"{precision.name} on {device.type}",
+                    **source.fingerprint(),
+                }
+                shape = len(source.text_db.ids), len(source.image_names)
+                unfinished = stack.enter_context(UnfinishedScores(output, shape, origin))
 
-    config = UniterConfig.from_json(options.model_config or Path(options.train_config or "").with_name("model.json"))
-    model = RetrievalModel(config)
-    report = load_checkpoint(model, options.checkpoint)
-    if report.head == "random":
-        raise InputError(
-            f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with"
-        )
-    LOGGER.info("weights from %s", report)
-    origin = {"ranking_head": report.head, "checkpoint_sha256": sha256(options.checkpoint), **provenance()}
-    model.to(device)
-
-    with (
-        PairSource(options.txt_db, options.img_db, config, options.image_settings()) as source,
-        output_folder(options.output_dir) as output,
-    ):
-        origin["image_db"] = source.image_db.describe()
-        scored = score_matrix(model, source, compute, loader)
+        into = unfinished.scores if unfinished else None
+        scored = score_matrix(model, source, compute, loader, workers, into=into)
+        alignment = alignment_of_positives(model, source, compute, loader, workers)
+        if scored is None or unfinished is None:
+            return
         names = {"txt_ids": np.array(scored.text_ids), "img_ids": np.array(scored.image_names)}
         save_npz(output / "scores.npz", scores=scored.scores, **names)
         own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
-        alignment = alignment_of_positives(model, source, compute, loader)
-
-    measured, published = recalls(scored.scores, own), as_published(scored.scores, own)
-    results: dict[str, Any] = dict(measured)
-    results["as_published"] = published
-    results["alignment"] = alignment
-    results["counts"] = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
-    results["ties"] = {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)}
-    results["seconds"] = time.perf_counter() - started
-    results["provenance"] = {"options": asdict(options), "device": str(device), "precision": precision.name, **origin}
-    save_json(output / "scores.json", results)
-    print(table({Path(options.txt_db).name: measured, "counted as published": published}))
-    LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
+        measured, published = recalls(scored.scores, own), as_published(scored.scores, own)
+        results: dict[str, Any] = dict(measured)
+        results["as_published"] = published
+        results["alignment"] = alignment
+        results["counts"] = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
+        results["ties"] = {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)}
+        results["seconds"] = time.perf_counter() - started
+        results["provenance"] = {
+            "options": asdict(options),
+            "device": str(device),
+            "precision": precision.name,
+            "workers": workers.size,
+            "ranking_head": report.head,
+            "checkpoint_sha256": origin["checkpoint"],
+            "image_db": source.image_db.describe(),
+            **provenance(),
+        }
+        save_json(output / "scores.json", results)
+        print(table({Path(options.txt_db).name: measured, "counted as published": published}))
+        LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Fine-tune UNITER for image-text retrieval with online hard negatives, with or without IAIS.
 
 python train_itm_hard_negatives.py --config config/train-itm-flickr-base-8gpu-hn.json --IAIS singular
+horovodrun -np 8 python train_itm_hard_negatives.py …    (or torchrun --nproc_per_node 8 train_itm_hard_negatives.py …)
 """
 
 from __future__ import annotations
@@ -9,118 +10,163 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from data.batch import Half
 from data.loader import Loader
 from data.tasks import HardNegativeTask, PairSource
 from evaluation.recall import own_pairs, recalls, sampled_recalls, table
 from evaluation.score import sampled_candidates, score_matrix
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import load_checkpoint
 from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
+from optim.progress import Progress
+from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer, UpdateTerms
-from utils.errors import one_line_errors
-from utils.files import new_folder, save_json
-from utils.logger import RunLog, log_to_screen
+from utils.distributed import Workers, connect
+from utils.errors import Interrupted, WorkerLost, one_line_errors
+from utils.logger import log_to_screen, progress_bar
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.provenance import save_git_state
 from utils.run_options import TrainOptions
+from utils.stop import Stop
 
 LOGGER = logging.getLogger("train")
 
 
 @one_line_errors
 def main(argv: Sequence[str]) -> None:
-    """Options → data → model → loop → best checkpoint, evaluated."""
-    log_to_screen()
-    options = parse_options(TrainOptions, argv, __doc__ or "")
-    torch.manual_seed(options.seed)
-    device = choose_device(options.device)
-    precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-    compute = Compute(precision, ChunkSize.for_device(device, options.inf_minibatch_size))
-    loader = Loader(device, options.n_workers, options.pin_mem)
-    config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
-
+    """Options → data → model → loop → best checkpoint, evaluated; the same on every worker."""
     with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        workers = stack.enter_context(connect())
+        log_to_screen(workers.rank)
+        with workers.agreed():
+            options = parse_options(TrainOptions, argv, __doc__ or "")
+            torch.manual_seed(options.seed)
+            device = choose_device(options.device, workers.local_rank, workers.local_size)
+            precision = Precision(choose_precision(options.precision, options.fp16, device), device)
+            compute = Compute(precision, ChunkSize.for_device(device, options.inf_minibatch_size))
+            loader = Loader(device, options.n_workers, options.pin_mem)
+            config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
 
-        def source(text_db: str, image_db: str, max_txt_len: int = -1) -> PairSource:
-            return stack.enter_context(PairSource(text_db, image_db, config, options.image_settings(), max_txt_len))
+            def source(text_db: str, image_db: str, max_txt_len: int = -1) -> PairSource:
+                return stack.enter_context(PairSource(text_db, image_db, config, options.image_settings(), max_txt_len))
 
-        pairs_of_paths = zip(options.train_txt_dbs, options.train_img_dbs, strict=True)
-        task = HardNegativeTask(
-            [source(*paths, options.max_txt_len) for paths in pairs_of_paths],
-            negative_size=options.negative_size,
-            micro_steps=options.num_train_steps * options.train_batch_size,
-            micro_steps_per_pass=options.micro_steps_per_pass,
-            seed=options.seed,
+            pairs_of_paths = zip(options.train_txt_dbs, options.train_img_dbs, strict=True)
+            training = [source(*paths, options.max_txt_len) for paths in pairs_of_paths]
+            val = source(options.val_txt_db, options.val_img_db)
+            test = source(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
+            micro_steps = options.micro_steps(workers.size)
+            task = HardNegativeTask(
+                training,
+                negative_size=options.negative_size,
+                micro_steps=options.num_train_steps * micro_steps,
+                micro_steps_per_pass=options.micro_steps_per_pass,
+                seed=options.seed,
+                worker=workers.rank,
+                workers=workers.size,
+            )
+            model = RetrievalModel(config)
+            origin = (
+                load_checkpoint(model, options.checkpoint) if options.checkpoint else "nowhere: random, no checkpoint given"
+            )
+            model.to(device)
+            trainer = Trainer(model, options, compute, workers)
+            recipe = recipe_of(options, training, val, config, precision.name)
+        with workers.agreed():
+            run = stack.enter_context(RunFolder(options, recipe, config, workers))
+
+        progress = Progress()
+        if (state := workers.share(run.state)) is None:
+            LOGGER.info("weights from %s", origin)
+        else:
+            trainer.restore(state)
+            progress = Progress(**state["progress"])
+        workers.broadcast(model.state_dict().values())
+        LOGGER.info("%s; %s on %s; %d texts in training", workers.launcher, precision.name, device, sum(map(len, task.texts)))
+        LOGGER.info("%d micro-steps an update: %d on each worker", micro_steps * workers.size, micro_steps)
+
+        bar = stack.enter_context(
+            progress_bar(workers.first, total=options.num_train_steps, initial=progress.updates, desc="training")
         )
-        val = source(options.val_txt_db, options.val_img_db)
-        test = source(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
+        halves = stoppable(loader(task, task.halves_after(progress.updates * micro_steps)), stop)
+        try:
+            while not progress.finished(options):
+                if progress.validation_due(options):
+                    run.save_weights("last", model)
+                    measured = workers.share(validate(model, val, compute, loader, workers, options))
+                    run.scalars("val", measured, progress.updates)
+                    in_percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in measured.items())
+                    LOGGER.info("after %d updates, validation: %s", progress.updates, in_percent)
+                    if progress.validated_with(measured):
+                        run.save_best(model)
+                else:
+                    started = time.perf_counter()
+                    with stop.deferred():
+                        terms = trainer.update(halves, progress.updates)
+                        progress.updated(terms.skipped)
+                    shown = describe_update(terms, trainer, progress, time.perf_counter() - started)
+                    run.scalars("train", shown, progress.updates)
+                    bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
+                    bar.update()
+                if progress.checkpoint_due(options):
+                    with stop.deferred():
+                        run.save(progress, trainer.state())
+        except (Interrupted, WorkerLost):
+            if trainer.between_updates:
+                with stop.deferred():
+                    run.save(progress, trainer.state())
+            raise
 
-        model = RetrievalModel(config)
-        origin = load_checkpoint(model, options.checkpoint) if options.checkpoint else "nowhere: random, no checkpoint given"
-        model.to(device)
-        trainer = Trainer(model, options, compute)
-
-        output = new_folder(options.output_dir)
-        for name in ("ckpt", "log"):
-            (output / name).mkdir()
-        save_json(output / "log/hps.json", options.to_dict())
-        save_json(output / "log/model.json", config.to_dict())
-        save_git_state(output / "log")
-        log = stack.enter_context(RunLog(output / "log"))
-        LOGGER.info("weights from %s", origin)
-        LOGGER.info("%s on %s; %d texts in training", precision.name, device, sum(map(len, task.texts)))
-
-        best: dict[str, Any] = {}
-        bar = stack.enter_context(tqdm(total=options.num_train_steps, desc="training", dynamic_ncols=True))
-        halves = loader(task)
-        for update in range(1, options.num_train_steps + 1):
-            started = time.perf_counter()
-            terms = trainer.update(halves, update - 1)
-            shown = describe_update(terms, options) | {"ex/s": 2 * options.train_batch_size / (time.perf_counter() - started)}
-            log.scalars({f"train/{name}": value for name, value in shown.items()}, update)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()})
-            bar.update()
-            if update % options.valid_steps == 0 or update == options.num_train_steps:
-                save_checkpoint(output / "ckpt/model_last.pt", model)
-                measured = validate(model, val, compute, loader, options)
-                log.scalars({f"val/{name}": value for name, value in measured.items()}, update)
-                recalls_in_percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in measured.items())
-                LOGGER.info("after %d updates, validation: %s", update, recalls_in_percent)
-                if not best or measured["r_mean"] > best["validation"]["r_mean"]:
-                    best = {"best_update": update, "validation": measured}
-                    save_checkpoint(output / "ckpt/model_best.pt", model)
+        results = {"best_update": progress.best_update, "validation": progress.best}
         if test is not None:
-            load_checkpoint(model, output / "ckpt/model_best.pt")
-            scored = score_matrix(model, test, compute, loader)
-            best["test"] = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
-            log.scalars({f"test/{name}": value for name, value in best["test"].items()}, options.num_train_steps)
-            LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": best["test"]}))
-        save_json(output / "log/results.json", best)
+            run.load_best(model)
+            workers.broadcast(model.state_dict().values())
+            if scored := score_matrix(model, test, compute, loader, workers):
+                results["test"] = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
+                run.scalars("test", results["test"], progress.updates)
+                LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": results["test"]}))
+        run.save_results(results)
 
 
-def describe_update(terms: UpdateTerms, options: TrainOptions) -> dict[str, float]:
+def stoppable(halves: Iterator[Half], stop: Stop) -> Iterator[Half]:
+    """The same halves; where a signal has arrived, ends between two micro-steps by raising ``Interrupted``."""
+    for half in halves:
+        if half.anchor == "image":
+            stop.check()
+        yield half
+
+
+def describe_update(terms: UpdateTerms, trainer: Trainer, progress: Progress, seconds: float) -> dict[str, float]:
     """What the progress bar and TensorBoard show: mean hinge, and mean alignment as it enters the loss, of the halves."""
-    shown = {"rank": float(terms.ranking.mean()) * options.train_batch_size}
-    if options.IAIS:
+    shown = {"rank": float(terms.ranking.mean()) * trainer.micro_steps}
+    if trainer.options.IAIS:
         shown |= {"iais": float(terms.alignment.mean()), "lambda": terms.weight}
-    return shown | {"lr": terms.learning_rate, "grad_norm": terms.grad_norm}
+    if terms.skipped:
+        scale = trainer.compute.precision.scaler.get_scale()
+        LOGGER.warning("update %d skipped: its gradient is not finite; the loss scale is now %g", progress.updates, scale)
+    if progress.skipped:
+        shown["skipped"] = progress.skipped
+    examples = 2 * trainer.micro_steps * trainer.workers.size
+    return shown | {"lr": terms.learning_rate, "grad_norm": terms.grad_norm, "ex/s": examples / seconds}
 
 
 def validate(
-    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, options: TrainOptions
-) -> dict[str, float]:
-    """Full validation, or quick: each text's image among ``inf_minibatch_size`` images, the same for every run and seed."""
+    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, workers: Workers, options: TrainOptions
+) -> dict[str, float] | None:
+    """Full validation, or quick: each text's image among ``inf_minibatch_size`` images, the same for every run and seed.
+
+    Worker 0 has the result, the others None.
+    """
     wanted = None if options.full_val else sampled_candidates(source, options.inf_minibatch_size)
-    scored = score_matrix(model, source, compute, loader, wanted=wanted)
+    scored = score_matrix(model, source, compute, loader, workers, wanted=wanted)
+    if scored is None:
+        return None
     own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
     return (recalls if options.full_val else sampled_recalls)(scored.scores, own)
 

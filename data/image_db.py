@@ -5,6 +5,7 @@ Shapes: K boxes of an image, D numbers per feature (2048 in the published databa
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -109,6 +110,11 @@ class ImageDatabase:
     def describe(self) -> dict[str, object]:
         """What results should say about where their images came from."""
         return {"path": str(self._store.path), "images": len(self), **asdict(self.rule)}
+
+    def fingerprint(self) -> str:
+        """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of which boxes are taken."""
+        taken = [asdict(self.rule), self._kept]
+        return hashlib.sha256((self._store.fingerprint() + json.dumps(taken)).encode()).hexdigest()
 
     def names(self) -> list[str]:
         """Names of all images, in the order of the database's own list if it has one."""

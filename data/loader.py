@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import InputError
+from utils.stop import leave_to_parent
 
 
 class Batch(Protocol):
@@ -43,6 +44,8 @@ class Loader:
             num_workers=self.workers,
             pin_memory=self.pin and self.device.type == "cuda",
             collate_fn=_same,
+            worker_init_fn=_at_start,
+            generator=torch.Generator(),  # the default one is dropout's, and starting a loader would draw from it
         )
         for item in loader:
             if isinstance(item, InputError):
@@ -65,3 +68,7 @@ class _Careful(Dataset[Item | InputError]):
 
 def _same(item: Item) -> Item:
     return item
+
+
+def _at_start(worker: int) -> None:
+    leave_to_parent()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -15,9 +16,11 @@ from typing import Any
 import lmdb
 
 from utils.errors import InputError
+from utils.files import sync_folder
 
 _FLUSH_BYTES = 32 << 20
 _FIRST_MAP_BYTES = 256 << 20
+_SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
 # LMDB refuses to open one path twice in a process, so the readers of a path share an environment:
 # real path -> [environment, number of readers].
@@ -156,6 +159,24 @@ class LmdbReader:
         except lmdb.Error as error:
             raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)})") from error
 
+    def fingerprint(self) -> str:
+        """A checksum that changes when the database is written to, and does not when it is copied or moved.
+
+        It covers the length, LMDB's own header, which counts transactions, and samples of what lies between, not every byte.
+        """
+        file = self.path / "data.mdb"
+        digest = hashlib.sha256()
+        try:
+            with open(file, "rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                digest.update(str(size).encode())
+                for sample in range(_SAMPLES):
+                    stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+                    digest.update(stream.read(_SAMPLE_BYTES))
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        return digest.hexdigest()
+
     def __len__(self) -> int:
         environment = self._open()
         special = 0
@@ -241,14 +262,6 @@ class LmdbWriter:
             # LMDB may leave free pages at the end unwritten; readers take a short file for a truncated one.
             file.truncate(max(whole, file.seek(0, os.SEEK_END)))
             os.fsync(file.fileno())
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         os.rename(self.folder, self.path)
-        _sync_folder(self.path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(self.path.parent)

@@ -6,6 +6,7 @@ A task maps a number to a batch and has no state: what a half holds is a functio
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -64,6 +65,10 @@ class PairSource:
             absent = [name for name in self.image_names if name not in self.image_db]
             if absent:
                 raise InputError(f"{img_db}: image {absent[0]!r}, which {txt_db} names, is absent ({len(absent)} in all)")
+
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums by which to tell later whether these are still the same data, wherever they have been copied to."""
+        return {"txt_db": self.text_db.fingerprint(), "img_db": self.image_db.fingerprint()}
 
     def close(self) -> None:
         """Let go of both databases; a later look-up opens them again."""
@@ -156,6 +161,10 @@ class HardNegativeTask(Dataset[Half]):
     def __len__(self) -> int:
         return 2 * self.passes
 
+    def halves_after(self, micro_steps: int) -> range:
+        """The numbers of the halves that are left after so many micro-steps."""
+        return range(2 * (micro_steps // self.micro_steps_per_pass), len(self))
+
     def __getitem__(self, number: int) -> Half:
         index, kind = divmod(number, 2)
         anchor: Anchor = "image" if kind == 0 else "text"
@@ -211,12 +220,16 @@ class BlockTask(Dataset[PairBatch]):
     def __init__(self, source: PairSource, kind: Literal["texts", "images"], size: int) -> None:
         self.source = source
         self.kind = kind
-        names = source.text_db.ids if kind == "texts" else source.image_names
-        self.blocks = [names[first : first + size] for first in range(0, len(names), size)]
+        self.size = size
+        self.names = source.text_db.ids if kind == "texts" else source.image_names
+
+    def place(self, number: int) -> slice:
+        """Where in the source's list of texts or images block ``number`` lies."""
+        return slice(number * self.size, min((number + 1) * self.size, len(self.names)))
 
     def __len__(self) -> int:
-        return len(self.blocks)
+        return math.ceil(len(self.names) / self.size)
 
     def __getitem__(self, number: int) -> PairBatch:
-        block = self.blocks[number]
+        block = self.names[self.place(number)]
         return self.source.read(block, []) if self.kind == "texts" else self.source.read([], block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,11 @@ class TextDatabase:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")
         self.ids = list(self.lengths)
         self._read_images()
+
+    def fingerprint(self) -> str:
+        """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of the files beside it in full."""
+        beside = [self.vocab_size, self.cls_id, self.sep_id, self.lengths, self.image_of]
+        return hashlib.sha256((self._store.fingerprint() + json.dumps(beside)).encode()).hexdigest()
 
     def _read_meta(self, file: Path) -> None:
         meta = read_json(file)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.batch import PairBatch
 from data.loader import Loader
 from data.tasks import PairSource, read_pairs
-from model.iais import REGULARISERS, attention_blocks
+from evaluation.rounds import shared_out
+from model.iais import REGULARISERS, Modality, attention_blocks
 from model.retrieval import Compute, RetrievalModel
 from model.uniter import MapRequest
+from utils.distributed import Workers
+from utils.logger import progress_bar
 
+WAYS: tuple[Modality, ...] = ("L", "V")
 PAIRS_PER_BLOCK = 32  # their maps are held together: heads × (words + regions)² numbers each
 
 
@@ -33,18 +37,27 @@ class PositiveTask(Dataset[PairBatch]):
 
 @torch.no_grad()
 def alignment_of_positives(
-    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader
+    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, workers: Workers
 ) -> dict[str, dict[str, float]]:
-    """The mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}."""
+    """The mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
+
+    Shared out among the workers; worker 0 has the result, the same to the bit for any number of them, the others zeros.
+    """
     model.eval()
     last = model.config.num_hidden_layers - 1
     task = PositiveTask(source)
-    sums = {kind: torch.zeros(2, dtype=torch.float64) for kind in REGULARISERS}
-    for batch in tqdm(loader(task), total=len(task), desc="alignment", dynamic_ncols=True):
+
+    def work(number: int, batch: PairBatch) -> np.ndarray:
         maps = model(batch, compute, MapRequest(range(len(batch.pairs)), [last])).maps[last]
         text_lengths = batch.tokens.lengths[batch.pairs[:, 0]].tolist()
         blocks = [attention_blocks(scores, length) for scores, length in zip(maps, text_lengths, strict=True)]
-        for kind, regulariser in REGULARISERS.items():
-            losses = torch.stack([torch.stack([regulariser(block, "L"), regulariser(block, "V")]) for block in blocks])
-            sums[kind] += losses.sum(dim=0).double().cpu()
-    return {kind: dict(zip("LV", (total / len(source.text_db)).tolist(), strict=True)) for kind, total in sums.items()}
+        losses = [regulariser(block, way) for regulariser in REGULARISERS.values() for way in WAYS for block in blocks]
+        return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(WAYS), -1).sum(axis=2)
+
+    total = np.zeros((len(REGULARISERS), len(WAYS)))
+    with progress_bar(workers.first, total=len(task), desc="alignment") as bar:
+        for _, sums in shared_out(workers, loader, task, range(len(task)), work):
+            total += sums
+            bar.update()
+    means = total / len(source.text_db)
+    return {kind: dict(zip(WAYS, row.tolist(), strict=True)) for kind, row in zip(REGULARISERS, means, strict=True)}

@@ -1,4 +1,4 @@
-"""Score texts against images: every image is decoded and embedded once, however many texts it meets.
+"""Score texts against images: every image is decoded and embedded once by a worker, however many texts it meets.
 
 Shapes: T texts, I images of the split.
 """
@@ -11,14 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from data.batch import Ragged
+from data.batch import PairBatch, Ragged
 from data.loader import Loader
 from data.tasks import BlockTask, PairSource, draw_others
+from evaluation.rounds import shared_out
 from model.retrieval import Compute, RetrievalModel
 from model.uniter import Embedded
+from utils.distributed import Workers
 from utils.errors import InputError
+from utils.logger import progress_bar
 
 TEXTS_PER_BLOCK = 16
 IMAGES_PER_BLOCK = 256
@@ -38,38 +40,49 @@ def score_matrix(
     source: PairSource,
     compute: Compute,
     loader: Loader,
+    workers: Workers,
     *,
     wanted: np.ndarray | None = None,
+    into: np.ndarray | None = None,
     cache_bytes: int = 4 << 30,
-) -> ScoreMatrix:
-    """Score every text of ``source`` against every image, or only the ``wanted`` (T, I) pairs.
+) -> ScoreMatrix | None:
+    """Score every text of ``source`` against every image, or only the ``wanted`` (T, I) pairs; on workers but 0 returns None.
+
+    Blocks of texts are shared out among the workers. The scores are the same to the bit for any number of them.
 
     Args:
+        into: (T, I) float32 on worker 0, NaN where a score is still missing; blocks without NaN are left as they are.
         cache_bytes: embedded images held at a time, on the device; with more, the texts are walked through for each such part.
 
     Raises:
         InputError: a record that cannot be read, or a score that is not finite.
+        WorkerLost: another worker has gone.
     """
     model.eval()
     text_ids, image_names = source.text_db.ids, source.image_names
-    scores = np.full((len(text_ids), len(image_names)), -np.inf, np.float32)
-    total = scores.size if wanted is None else int(wanted.sum())
-    with tqdm(total=total, desc="scoring", unit="pair", unit_scale=True, dynamic_ncols=True) as progress:
+    task = BlockTask(source, "texts", TEXTS_PER_BLOCK)
+    scores = np.empty((0, 0), np.float32)
+    if workers.first:
+        scores = np.full((len(text_ids), len(image_names)), np.nan, np.float32) if into is None else into
+    pairs = len(text_ids) * len(image_names)
+    with progress_bar(workers.first, total=pairs, desc="scoring", unit="pair", unit_scale=True) as bar:
         for images in _embedded_images(model, source, compute, loader, cache_bytes):
-            first_row = 0
-            for batch in loader(BlockTask(source, "texts", TEXTS_PER_BLOCK)):
-                texts = model.embed(batch, compute).texts
-                rows = slice(first_row, first_row + len(batch.text_ids))
-                for first_column, block in images:
-                    columns = slice(first_column, first_column + len(block.lengths))
-                    asked = np.ones_like(scores[rows, columns], bool) if wanted is None else wanted[rows, columns]
-                    pairs = torch.from_numpy(np.argwhere(asked))
-                    if len(pairs):
-                        values = model.score(Embedded(texts, block), pairs, compute).scores
-                        scores[rows, columns][asked] = _finite(values, pairs, batch.text_ids, image_names[columns])
-                        progress.update(len(pairs))
-                first_row += len(batch.text_ids)
-    return ScoreMatrix(scores, text_ids, image_names)
+            columns = slice(images[0][0].start, images[-1][0].stop)
+
+            def work(number: int, batch: PairBatch, images: list[tuple[slice, Ragged]] = images) -> np.ndarray:
+                asked = None if wanted is None else wanted[task.place(number)]
+                return _score_block(model, compute, batch, images, asked, image_names)
+
+            missing = None
+            if workers.first:
+                missing = [number for number in range(len(task)) if np.isnan(scores[task.place(number), columns]).any()]
+            missing = workers.share(missing)
+            rows_missing = sum(task.place(number).stop - task.place(number).start for number in missing)
+            bar.update((len(text_ids) - rows_missing) * (columns.stop - columns.start))
+            for number, block in shared_out(workers, loader, task, missing, work):
+                scores[task.place(number), columns] = block
+                bar.update(block.size)
+    return ScoreMatrix(scores, text_ids, image_names) if workers.first else None
 
 
 def sampled_candidates(source: PairSource, images_per_text: int) -> np.ndarray:
@@ -90,19 +103,41 @@ def sampled_candidates(source: PairSource, images_per_text: int) -> np.ndarray:
 
 def _embedded_images(
     model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, cache_bytes: int
-) -> Iterator[list[tuple[int, Ragged]]]:
-    """Lists of (first column, embedded images) that fit ``cache_bytes``."""
-    held: list[tuple[int, Ragged]] = []
-    size = first = 0
-    for batch in loader(BlockTask(source, "images", IMAGES_PER_BLOCK)):
+) -> Iterator[list[tuple[slice, Ragged]]]:
+    """Lists of (columns, embedded images) that fit ``cache_bytes``."""
+    held: list[tuple[slice, Ragged]] = []
+    size = 0
+    task = BlockTask(source, "images", IMAGES_PER_BLOCK)
+    for number, batch in enumerate(loader(task)):
         images = model.embed(batch, compute).images
         if held and size + images.rows.nbytes > cache_bytes:
             yield held
             held, size = [], 0
-        held.append((first, images))
+        held.append((task.place(number), images))
         size += images.rows.nbytes
-        first += len(batch.image_names)
     yield held
+
+
+def _score_block(
+    model: RetrievalModel,
+    compute: Compute,
+    batch: PairBatch,
+    images: list[tuple[slice, Ragged]],
+    asked: np.ndarray | None,
+    image_names: list[str],
+) -> np.ndarray:
+    """The scores (texts of ``batch``, columns of ``images``) float32; of the pairs ``asked`` for alone, if that is given."""
+    texts = model.embed(batch, compute).texts
+    parts = []
+    for columns, block in images:
+        part = np.full((len(batch.text_ids), len(block.lengths)), -np.inf, np.float32)
+        chosen = np.ones_like(part, bool) if asked is None else asked[:, columns]
+        pairs = torch.from_numpy(np.argwhere(chosen))
+        if len(pairs):
+            values = model.score(Embedded(texts, block), pairs, compute).scores
+            part[chosen] = _finite(values, pairs, batch.text_ids, image_names[columns])
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
 
 
 def _finite(values: Tensor, pairs: Tensor, text_ids: tuple[str, ...], image_names: list[str]) -> np.ndarray:

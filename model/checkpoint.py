@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.retrieval import RetrievalModel
 from utils.errors import InputError
-from utils.files import replacing
+from utils.save import load_tensors, save_tensors
 
 Head = Literal["rank_output", "itm_output", "random"]
 
@@ -46,12 +46,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, damaged, or holds anything but named tensors.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # torch.load raises whatever a damaged pickle makes it raise
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({type(error).__name__})") from error
+    state = load_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: expected a state dict, names to tensors")
     modern: dict[str, Tensor] = {}
@@ -64,12 +59,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return modern
 
 
-def save_checkpoint(path: str | Path, model: RetrievalModel) -> None:
-    """Write the weights under their published names, atomically."""
-    buffer = io.BytesIO()  # torch's own writer meets a full disk with an error that does not say so
-    torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, buffer)
-    with replacing(path) as file:
-        file.write(buffer.getbuffer())
+def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a model's state dict under its published names, atomically."""
+    save_tensors(path, {name: tensor.cpu() for name, tensor in weights.items()})
 
 
 def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:

@@ -18,8 +18,16 @@ from model.uniter import MapRequest
 
 
 class HalfLoss(NamedTuple):
-    """``hinge``: (G, H) terms; ``alignment``: (G,), unweighted, zero without IAIS; ``candidates``: (G, C) raw, when mined."""
+    """The loss terms of a half.
 
+    Attributes:
+        pairs: (G, 1 + H, 2) on the CPU, which of the half's texts and images were kept, the positive first.
+        hinge: (G, H).
+        alignment: (G,), unweighted, zero without IAIS.
+        candidates: (G, C) raw scores, when mined.
+    """
+
+    pairs: Tensor
     hinge: Tensor
     alignment: Tensor
     candidates: Tensor | None
@@ -56,14 +64,14 @@ class Objective:
         scored = model(hard, compute, MapRequest(positives, layers))
         terms = hinge(scored.scores.view(kept.shape), self.margin)
         if not self.regulariser:
-            return HalfLoss(terms, terms.new_zeros(half.groups), candidates)
+            return HalfLoss(kept_pairs, terms, terms.new_zeros(half.groups), candidates)
         modality: Modality = ("V" if half.anchor == "image" else "L") if self.modality == "alternate" else self.modality
         text_lengths = hard.tokens.lengths[hard.pairs[positives, 0]].tolist()
         alignment = [
             alignment_loss(REGULARISERS[self.regulariser], [scored.maps[layer][group] for layer in layers], length, modality)
             for group, length in enumerate(text_lengths)
         ]
-        return HalfLoss(terms, torch.stack(alignment), candidates)
+        return HalfLoss(kept_pairs, terms, torch.stack(alignment), candidates)
 
     @torch.no_grad()
     def _score_candidates(self, model: RetrievalModel, half: Half, compute: Compute) -> Tensor:

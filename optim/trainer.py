@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.batch import Half
-from model.objective import Objective
+from model.objective import HalfLoss, Objective
 from model.retrieval import Compute, RetrievalModel
 from optim.build import build_optimiser
+from optim.gradient import Gradient
 from optim.schedule import iais_weight, learning_rate
+from utils.distributed import Alone, Workers
 from utils.errors import InputError
 from utils.run_options import TrainOptions
+
+# fp16 skips an update whose gradient overflows and halves the scale. What still overflows at this scale is no overflow.
+SMALLEST_SCALE = 2.0**-10
 
 
 class UpdateTerms(NamedTuple):
     """What one update was made of; one entry for each half of each micro-step, in the order of the halves.
 
     Attributes:
-        ranking: mean hinge of a half, divided by ``train_batch_size`` as it enters the loss.
-        alignment: alignment term of a half, weighted as it enters the loss.
+        ranking: mean hinge of a half, divided by the micro-steps as it enters the loss; mean over workers.
+        alignment: alignment term of a half, weighted as it enters the loss; mean over workers.
         weight: λ_t times ``iais_weight``.
         learning_rate: that of this step.
-        grad_norm: of all gradients, before clipping.
+        grad_norm: of the gradient averaged over workers, before clipping.
+        skipped: whether fp16 scaling left out the step, because the gradient was not finite.
     """
 
     ranking: Tensor
@@ -34,19 +41,26 @@ class UpdateTerms(NamedTuple):
     weight: float
     learning_rate: float
     grad_norm: float
+    skipped: bool
 
 
 class Trainer:
-    """A model, its objective and its optimiser, as ``options`` describe them.
+    """A model, its objective and its optimiser, as ``options`` describe them, the same on every worker.
+
+    Attributes:
+        micro_steps: of one update on this worker.
+        between_updates: whether the state is whole, also after an exception: false when one came in the midst of a step.
 
     Raises:
-        InputError: ``iais_layers`` names a layer that the encoder does not have.
+        InputError: ``iais_layers`` names a layer that the encoder does not have; ``effective_batch`` does not fit the workers.
     """
 
-    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: Compute) -> None:
+    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: Compute, workers: Workers | None = None) -> None:
         self.model = model
         self.options = options
         self.compute = compute
+        self.workers = workers or Alone()
+        self.micro_steps = options.micro_steps(self.workers.size)
         self.objective = Objective(
             hard_neg_size=options.hard_neg_size,
             margin=options.margin,
@@ -56,38 +70,112 @@ class Trainer:
             modality=options.iais_modality,
         )
         self.optimiser = build_optimiser(model, options.optim, options.betas, options.weight_decay)
+        self.gradient = Gradient(model.parameters())
+        self.between_updates = True
 
     def update(self, halves: Iterator[Half], number: int) -> UpdateTerms:
         """Take the halves of one update from ``halves`` and apply their gradient as update ``number``, counted from 0.
 
+        Dropout is drawn from (seed, worker, number). The gradient is averaged over the workers, so that N workers of A
+        micro-steps give the update of one of N·A.
+
         Raises:
-            InputError: outside fp16, where such steps are skipped, a gradient that is not finite.
+            InputError: a loss or gradient that is not finite; the message names the texts and images. Under fp16 such a step is
+                skipped, and this is raised only when that does not help.
+            WorkerLost: before the step, so that the model is still that of the last update.
         """
         options, scaler = self.options, self.compute.precision.scaler
         rate = learning_rate(number + 1, options.learning_rate, options.warmup_steps, options.num_train_steps)
         weight = options.iais_weight * iais_weight(number, options.num_train_steps, options.iais_schedule)
-        divisor = options.train_batch_size if options.iais_divide else 1
-        ranking, alignment = [], []
-        for _ in range(2 * options.train_batch_size // options.micro_steps_per_pass):
-            terms = self.objective(self.model, next(halves), self.compute)
-            ranking.append(terms.hinge.mean(dim=1) / options.train_batch_size)
-            alignment.append(weight * terms.alignment / divisor)
+        # As published: the sum over train_batch_size micro-steps is not divided, whatever share of them this worker has.
+        divisor = self.micro_steps if options.iais_divide else self.micro_steps / options.train_batch_size
+        torch.manual_seed(
+            int(np.random.SeedSequence([options.seed, self.workers.rank, number]).generate_state(1, np.uint64)[0])
+        )
+        self.gradient.zero()
+        ranking, alignment, traces = [], [], []
+        for _ in range(2 * self.micro_steps // options.micro_steps_per_pass):
+            half = next(halves)
+            loss = self.objective(self.model, half, self.compute)
+            ranking.append(loss.hinge.mean(dim=1) / self.micro_steps)
+            alignment.append(weight * loss.alignment / divisor)
             scaler.scale(ranking[-1].sum() + alignment[-1].sum()).backward()
+            traces.append(_Trace.of(half, loss, self.gradient))
 
+        terms = torch.stack([torch.cat(ranking).detach(), torch.cat(alignment).detach()])
+        self.workers.average(terms)
+        self.workers.average(self.gradient.flat)
+        if not bool(terms.isfinite().all()):  # the hinge's clamp stops a NaN on its way back
+            self.gradient.flat.fill_(math.nan)
         scaler.unscale_(self.optimiser)
         limit = options.grad_norm if options.grad_norm > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not (math.isfinite(norm) or scaler.is_enabled()):
-            raise InputError(
-                f"update {number + 1}: the gradient's norm is {norm} at learning rate {rate:g}, "
-                f"expected a finite one: is learning_rate {options.learning_rate:g} too high?"
-            )
+        finite = math.isfinite(norm)
+        if not finite and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
+            self._refuse(traces, f"update {number + 1} at learning rate {rate:g} (peak {options.learning_rate:g})", norm)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        self.between_updates = False
         scaler.step(self.optimiser)
         scaler.update()
-        self.optimiser.zero_grad()
-        return UpdateTerms(torch.cat(ranking).detach(), torch.cat(alignment).detach(), weight, rate, norm)
+        self.between_updates = True
+        return UpdateTerms(terms[0], terms[1], weight, rate, norm, skipped=not finite)
+
+    def state(self) -> dict[str, Any]:
+        """What the next update depends on beside options and data: names to tensors, numbers and lists."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.compute.precision.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what ``state`` returned in a run with the same options."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.compute.precision.scaler.load_state_dict(state["scaler"])
+
+    def _refuse(self, traces: list[_Trace], when: str, norm: float) -> None:
+        with self.workers.agreed():
+            named = next((named for trace in traces if (named := trace.culprits())), None)
+            if named:
+                raise InputError(f"{when}: {named}")
+        raise InputError(f"{when}: the gradient's norm is {norm}, expected a finite one")
+
+
+class _Trace(NamedTuple):
+    """What remains of a half to tell by which of its pairs a number that is not finite came in."""
+
+    half: str
+    text_ids: tuple[str, ...]
+    image_names: tuple[str, ...]
+    pairs: Tensor  # (G, 1 + H, 2) on the CPU, indices into the names, the positive first
+    hinge: Tensor  # (G, H)
+    alignment: Tensor  # (G,)
+    gradient: Tensor  # (), finite while the gradient accumulated so far is
+
+    @classmethod
+    def of(cls, half: Half, loss: HalfLoss, gradient: Gradient) -> _Trace:
+        names = half.batch.text_ids, half.batch.image_names
+        return cls(half.anchor, *names, loss.pairs, loss.hinge.detach(), loss.alignment.detach(), gradient.mark())
+
+    def culprits(self) -> str | None:
+        """The first thing of this half that is not finite, and where; None when all of it is finite."""
+        for group, pairs in enumerate(self.pairs):
+            bad = self.hinge[group].isfinite().logical_not().cpu()
+            if bool(bad.any()):
+                pair = pairs[0] if bool(bad.all()) else pairs[1 + int(bad.nonzero()[0])]
+                return f"the score of {self._named(pair)} is not finite"
+            if not bool(self.alignment[group].isfinite()):
+                return f"the alignment loss of {self._named(pairs[0])} is not finite"
+        if not bool(self.gradient.isfinite()):
+            positives = ", ".join(self._named(pairs[0]) for pairs in self.pairs[:8])
+            return f"the gradient of the {self.half}-anchored half of {positives} is not finite, its loss is"
+        return None
+
+    def _named(self, pair: Tensor) -> str:
+        text, image = pair.tolist()
+        return f"text {self.text_ids[text]!r} and image {self.image_names[image]!r}"
 
 
 def layer_numbers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from model.retrieval import Compute, RetrievalModel
 from optim.schedule import iais_weight, learning_rate
 from optim.trainer import Trainer
 from tests.conftest import GOLDEN, Golden, relative_error
+from utils.distributed import Alone
 from utils.run_options import TrainOptions
 
 MARGIN = 0.2
@@ -76,7 +77,7 @@ def test_plain_ranking_sees_the_same_sequences(golden: Golden, compute: Compute,
 
 
 def test_evaluation_matrix(golden: Golden, compute: Compute, loader: Loader) -> None:
-    scored = score_matrix(golden.model(), golden.source(), compute, loader)
+    scored = score_matrix(golden.model(), golden.source(), compute, loader, Alone())
     rows = [scored.text_ids.index(name) for name in golden.arrays["eval/txt_ids"].tolist()]
     columns = [scored.image_names.index(name) for name in golden.arrays["eval/img_ids"].tolist()]
     assert relative_error(scored.scores[np.ix_(rows, columns)], golden.arrays["eval/scores"]) < 1e-4
@@ -90,9 +91,9 @@ def test_evaluation_decodes_each_image_once(
     look_up = ImageDatabase.__getitem__
     monkeypatch.setattr(ImageDatabase, "__getitem__", lambda self, name: decoded.append(name) or look_up(self, name))
     source = golden.source()
-    in_parts = score_matrix(golden.model(), source, compute, loader, cache_bytes=1)
+    in_parts = score_matrix(golden.model(), source, compute, loader, Alone(), cache_bytes=1)
     assert sorted(decoded) == sorted(source.image_names)
-    assert np.array_equal(in_parts.scores, score_matrix(golden.model(), source, compute, loader).scores)
+    assert np.array_equal(in_parts.scores, score_matrix(golden.model(), source, compute, loader, Alone()).scores)
 
 
 @pytest.mark.parametrize("kind", ["eval", "recall"])

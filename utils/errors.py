@@ -1,9 +1,10 @@
-"""The one exception for what a user can cause, and how a program ends on it."""
+"""The exceptions that end a program in one line, and the decorator that prints it."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -12,23 +13,45 @@ class InputError(ValueError):
     """A file, key or value that a user gave is wrong; the message is one line that names it and says what was expected."""
 
 
+class WorkerLost(RuntimeError):
+    """Another worker of this run has gone; it or its launcher says why."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked this program to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the choice most like ``word``, or nothing when none is like it."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+def print_error(message: object) -> None:
+    """Print ``message`` as the one line with which a program ends."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's ``main``: an ``InputError`` ends in one line and exit code 2, Ctrl-C in 130."""
+    """Decorate a program's ``main``: its exit code is 2 for an ``InputError``, 3 for a ``WorkerLost``, 130 for Ctrl-C.
+
+    An ``Interrupted`` ends with 128 plus the signal's number, as shells have it: 143 for SIGTERM.
+    """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
-        except InputError as error:
-            message = " ".join(str(error).split())
-            print(f"error: {message}", file=sys.stderr)
-            sys.exit(2)
+        except (InputError, WorkerLost) as error:
+            print_error(error)
+            sys.exit(2 if isinstance(error, InputError) else 3)
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            sys.exit(128 + interruption.number)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

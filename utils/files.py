@@ -14,6 +14,8 @@ import numpy as np
 
 from utils.errors import InputError
 
+PARTIAL = ".partial"
+
 
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises ``InputError`` when it is missing, cannot be read, or is not JSON."""
@@ -67,17 +69,27 @@ def new_folder(path: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk knows the names in folder ``path``, without which a renamed file may be gone after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_json(path: str | Path, value: Any, indent: int | None = 2) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -21,23 +22,37 @@ class _ScreenHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def log_to_screen() -> None:
-    """Send the program's messages to the screen."""
+def log_to_screen(worker: int = 0) -> None:
+    """Send the program's messages to the screen; of workers other than the first only warnings."""
     handler = _ScreenHandler()
-    handler.setFormatter(FORMAT)
+    if worker:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s worker {worker}: %(message)s", FORMAT.datefmt))
+        handler.setLevel(logging.WARNING)
+    else:
+        handler.setFormatter(FORMAT)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)
 
 
-class RunLog:
-    """The log folder of a run: ``log.txt`` and TensorBoard's event file. Use it as a context manager."""
+def progress_bar(shown: bool, **settings: Any) -> tqdm:
+    """A tqdm bar with these settings, if ``shown``; where nobody watches, in a queue's log file, it speaks once a minute."""
+    seconds = 0.1 if sys.stderr.isatty() else 60
+    return tqdm(disable=not shown, dynamic_ncols=True, mininterval=seconds, maxinterval=max(seconds, 10), **settings)
 
-    def __init__(self, folder: Path) -> None:
+
+class RunLog:
+    """The log folder of a run: ``log.txt`` and TensorBoard's event file. Use it as a context manager.
+
+    Args:
+        updates: done before; TensorBoard forgets what a killed run recorded after them.
+    """
+
+    def __init__(self, folder: Path, updates: int = 0) -> None:
         self.file = logging.FileHandler(folder / "log.txt")
         self.file.setFormatter(FORMAT)
         logging.getLogger().addHandler(self.file)
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=updates + 1 if updates else None)
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
         """Record ``values`` after ``update`` updates."""

@@ -18,11 +18,18 @@ from utils.errors import InputError, nearest
 from utils.files import read_json
 
 Options = TypeVar("Options")
+LATEST = "latest"
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of an options dataclass, with the sentence that ``--help`` shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, *, free: bool = False, bare: str | None = None) -> Any:
+    """A field of an options dataclass.
+
+    Args:
+        help: the sentence that ``--help`` shows.
+        free: whether it may change when a run is resumed, because the result does not depend on it.
+        bare: what the option means on the command line without a value; without this, it must have one.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "free": free, "bare": bare})
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
@@ -91,7 +98,9 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
     elif typing.get_origin(kinds[0]) in (tuple, list):
         parser.add_argument(f"--{field.name}", nargs="+", help=words, metavar="X")
     else:
-        parser.add_argument(f"--{field.name}", help=words, metavar="|".join(choices) or kinds[0].__name__.upper())
+        bare = field.metadata["bare"]
+        optional: dict[str, Any] = {} if bare is None else {"nargs": "?", "const": bare}
+        parser.add_argument(f"--{field.name}", help=words, metavar="|".join(choices) or kinds[0].__name__.upper(), **optional)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

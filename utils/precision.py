@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -15,12 +16,24 @@ Name = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that option ``device`` means. Raises ``InputError`` for one that is not there."""
+def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device that option ``device`` means for worker ``local_rank`` of the ``local_size`` on this machine.
+
+    With auto or cuda each worker has a GPU of its own, which also becomes torch's current one.
+
+    Raises:
+        InputError: a device that is not there, or fewer GPUs than workers.
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        alone = local_size == 1 and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_size > count:
+            raise InputError(f"{local_size} workers on a machine with {count} GPUs, expected one GPU for each, or device cpu")
+        name = f"cuda:{local_rank}"
+    elif local_size > 1 and name not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} with {local_size} workers on this machine, expected auto, cpu or cuda")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -28,6 +41,10 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} cannot be used on this machine, expected auto, cpu, cuda, cuda:N or mps") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is not supported, expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # otherwise each worker would start a thread on every core
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     return device
 
 

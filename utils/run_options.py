@@ -7,20 +7,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from utils.errors import InputError
-from utils.options import option
+from utils.options import LATEST, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
     """Where and how numbers are computed."""
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one", free=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
-        None, "arithmetic of the encoder; fp32 unless fp16 is set; auto is bf16 where the device computes it fast"
+        None,
+        "arithmetic of the encoder; fp32 unless fp16 is set; auto is bf16 where the device computes it fast",
+        free=True,
     )
-    fp16: bool = option(False, "on a CUDA device the same as precision fp16, with loss scaling; elsewhere fp32, with a warning")
-    n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process")
-    pin_mem: bool = option(True, "read into page-locked memory when the device is a GPU")
+    fp16: bool = option(
+        False, "on a CUDA device the same as precision fp16, with loss scaling; elsewhere fp32, with a warning", free=True
+    )
+    n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process", free=True)
+    pin_mem: bool = option(True, "read into page-locked memory when the device is a GPU", free=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +52,21 @@ class ImageOptions:
 class TrainOptions(MachineOptions, ImageOptions):
     """Options of train_itm_hard_negatives.py."""
 
-    train_txt_dbs: tuple[str, ...] = option((), "text databases to train on")
-    train_img_dbs: tuple[str, ...] = option((), "the image database of each text database")
-    val_txt_db: str = option("", "text database to validate on")
-    val_img_db: str = option("", "its image database")
-    test_txt_db: str = option("", "text database of the final evaluation")
-    test_img_db: str = option("", "its image database")
+    train_txt_dbs: tuple[str, ...] = option((), "text databases to train on", free=True)
+    train_img_dbs: tuple[str, ...] = option((), "the image database of each text database", free=True)
+    val_txt_db: str = option("", "text database to validate on", free=True)
+    val_img_db: str = option("", "its image database", free=True)
+    test_txt_db: str = option("", "text database of the final evaluation", free=True)
+    test_img_db: str = option("", "its image database", free=True)
     checkpoint: str | None = option(None, "weights to start from; random ones if none")
-    model_config: str = option("config/uniter-base.json", "architecture")
-    output_dir: str = option("", "new or empty folder for checkpoints and logs")
+    model_config: str = option("config/uniter-base.json", "architecture", free=True)
+    output_dir: str = option("", "new or empty folder for checkpoints and logs", free=True)
 
     max_txt_len: int = option(60, "train on texts of at most so many word pieces; -1 for all")
-    train_batch_size: int = option(8, "micro-steps accumulated into one update")
+    train_batch_size: int = option(8, "micro-steps that each worker accumulates into one update, as in the recipe")
+    effective_batch: int | None = option(
+        None, "micro-steps of all workers together in one update, instead: 64 is the recipe's 8 x 8, on any number of workers"
+    )
     micro_steps_per_pass: int = option(
         1, "micro-steps run through the encoder together: the same update, more memory, fewer passes"
     )
@@ -89,6 +96,14 @@ class TrainOptions(MachineOptions, ImageOptions):
     valid_steps: int = option(500, "updates between validations")
     full_val: bool = option(True, "validate on all pairs; otherwise only 1 positive among inf_minibatch_size images")
     seed: int = option(42, "of weights, sampling and dropout")
+    save_steps: int = option(500, "updates between checkpoints of the whole training state", free=True)
+    keep_checkpoints: int = option(2, "how many of them to keep, beside that of the best validation", free=True)
+    resume: str | None = option(
+        None,
+        "go on from the last checkpoint in output_dir, if there is one, or from the one named here",
+        free=True,
+        bare=LATEST,
+    )
 
     def __post_init__(self) -> None:
         check_sizes(self)
@@ -102,15 +117,14 @@ class TrainOptions(MachineOptions, ImageOptions):
             )
         check_at_least(self, 1, "train_batch_size", "micro_steps_per_pass", "negative_size", "hard_neg_size")
         check_at_least(self, 1 if self.full_val else 2, "inf_minibatch_size")
-        check_at_least(self, 1, "num_train_steps", "valid_steps")
+        check_at_least(self, 1, "num_train_steps", "valid_steps", "save_steps", "keep_checkpoints")
+        if self.effective_batch is None:
+            self.micro_steps(workers=1)
+        else:
+            check_at_least(self, 1, "effective_batch")
         check_at_least(self, 0, "warmup_steps", "n_workers", "seed", "weight_decay", "margin", "iais_weight", "learning_rate")
         if self.hard_neg_size > self.negative_size:
             raise InputError(f"hard_neg_size is {self.hard_neg_size}, expected at most negative_size {self.negative_size}")
-        if self.train_batch_size % self.micro_steps_per_pass:
-            raise InputError(
-                f"micro_steps_per_pass is {self.micro_steps_per_pass}, "
-                f"expected a divisor of train_batch_size {self.train_batch_size}"
-            )
         if self.warmup_steps >= self.num_train_steps:
             raise InputError(f"warmup_steps is {self.warmup_steps}, expected fewer than num_train_steps {self.num_train_steps}")
         if self.max_txt_len != -1:
@@ -123,6 +137,21 @@ class TrainOptions(MachineOptions, ImageOptions):
             raise InputError(f"betas is {list(self.betas)}, expected two numbers in [0, 1)")
         if not self.iais_layers:
             raise InputError("iais_layers is empty, expected at least one layer")
+
+    def micro_steps(self, workers: int) -> int:
+        """The micro-steps of one update on each of ``workers``.
+
+        Raises:
+            InputError: ``effective_batch`` cannot be shared out among them, or ``micro_steps_per_pass`` is no divisor.
+        """
+        count, rest = divmod(self.effective_batch or self.train_batch_size * workers, workers)
+        if rest:
+            raise InputError(f"effective_batch is {self.effective_batch}, expected a multiple of the {workers} workers")
+        if count % self.micro_steps_per_pass:
+            raise InputError(
+                f"micro_steps_per_pass is {self.micro_steps_per_pass}, expected a divisor of an update's {count} micro-steps"
+            )
+        return count
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, which ``--config`` reads."""

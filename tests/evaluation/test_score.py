@@ -12,6 +12,7 @@ from evaluation.score import sampled_candidates, score_matrix
 from model.retrieval import Compute
 from tests import naive
 from tests.conftest import Golden
+from utils.distributed import Alone
 from utils.errors import InputError
 
 
@@ -31,8 +32,8 @@ def test_only_wanted_pairs_are_scored(bundled: Golden, compute: Compute, loader:
     source, model = bundled.source(), bundled.model()
     wanted = sampled_candidates(source, 5)
     wanted[7] = False
-    some = score_matrix(model, source, compute, loader, wanted=wanted).scores
-    every = score_matrix(model, source, compute, loader).scores
+    some = score_matrix(model, source, compute, loader, Alone(), wanted=wanted).scores
+    every = score_matrix(model, source, compute, loader, Alone()).scores
     np.testing.assert_allclose(some[wanted], every[wanted], rtol=1e-5, atol=1e-5)
     assert np.isneginf(some[~wanted]).all()
 
@@ -41,7 +42,7 @@ def test_scores_that_are_not_finite_are_refused(bundled: Golden, compute: Comput
     model = bundled.model()
     torch.nn.init.constant_(model.rank_output.bias, float("nan"))
     with pytest.raises(InputError, match=r"the score of text '0' and image .* is not finite"):
-        score_matrix(model, bundled.source(), compute, loader)
+        score_matrix(model, bundled.source(), compute, loader, Alone())
 
 
 def test_alignment_of_positives_is_the_mean_over_pairs(
@@ -59,6 +60,6 @@ def test_alignment_of_positives_is_the_mean_over_pairs(
         for kind, by_way in expected.items():
             for way in by_way:
                 by_way[way] += naive.alignment(kind, maps[-1], len(tokens), way) / 4
-    measured = alignment_of_positives(model, source, compute, loader)
+    measured = alignment_of_positives(model, source, compute, loader, Alone())
     for kind, by_way in expected.items():
         assert measured[kind] == pytest.approx(by_way, rel=1e-3)

@@ -47,7 +47,7 @@ def test_command_line_wins_in_any_order(tmp_path: Path, first: str) -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("train-*.json")), ids=lambda path: path.stem)
 def test_shipped_training_configs(path: Path) -> None:
     options = parse_options(TrainOptions, ["--config", str(path)], "")
-    assert "8gpu" not in path.stem or set(json.loads(path.read_text())) == set(PUBLISHED)
+    assert "8gpu" not in path.stem or set(json.loads(path.read_text())) == {*PUBLISHED, "effective_batch"}
     assert options.negative_size >= options.hard_neg_size
     architecture = CONFIGS / Path(options.model_config).name
     assert architecture.exists()
@@ -58,6 +58,7 @@ def test_shipped_training_configs(path: Path) -> None:
         slow = "coco-large" in path.stem
         assert (options.learning_rate, options.full_val) == ((3e-5, False) if slow else (5e-5, True))
         assert (options.negative_size, options.hard_neg_size, options.train_batch_size) == (399, 31, 8)
+        assert [options.micro_steps(workers) for workers in (1, 2, 8, 64)] == [64, 32, 8, 1]
         assert len(options.train_txt_dbs) == (2 if "coco" in path.stem else 1)
 
 
@@ -77,7 +78,7 @@ def test_shipped_architectures(path: Path) -> None:
         ({"optim": "sgd"}, r'optim: "sgd" given, expected one of adam, adamax, adamw'),
         ({"hard_neg_size": 500}, "hard_neg_size is 500, expected at most negative_size 399"),
         ({"warmup_steps": 5000}, "warmup_steps is 5000, expected fewer than num_train_steps 5000"),
-        ({"micro_steps_per_pass": 3}, "micro_steps_per_pass is 3, expected a divisor of train_batch_size 8"),
+        ({"micro_steps_per_pass": 3}, "micro_steps_per_pass is 3, expected a divisor of an update's 8 micro-steps"),
         ({"train_img_dbs": ["a", "b"]}, "train_img_dbs names 2 databases, expected 1"),
         ({"margin": -1.0}, "margin is -1.0, expected at least 0"),
         ({"seed": 2**70}, "seed"),

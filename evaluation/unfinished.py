@@ -1,0 +1,81 @@
+"""A score matrix that lives on disk while it is computed, so that a killed evaluation goes on where it stopped.
+
+``scores.partial.npy`` holds it, NaN where nothing has been scored yet; ``scores.partial.json`` says what the scores are of.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from utils.errors import InputError
+from utils.files import read_json, replacing, save_json
+
+LOGGER = logging.getLogger(__name__)
+
+
+class UnfinishedScores:
+    """The unfinished evaluation in ``folder``, made if there is none. Use it as a context manager.
+
+    A block that ends well leaves nothing behind, its results being saved elsewhere; one that does not leaves what was scored.
+
+    Args:
+        shape: texts, images.
+        origin: what the scores depend on, by the words to name it with.
+
+    Attributes:
+        scores: (T, I) float32, memory-mapped, NaN where not scored.
+
+    Raises:
+        InputError: an evaluation of something else was left unfinished there, or the disk has no room for the matrix.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, int], origin: dict[str, Any]) -> None:
+        self.matrix, self.note = folder / "scores.partial.npy", folder / "scores.partial.json"
+        found = self._open() if self.note.exists() else None
+        if found is None:
+            _write_unscored(self.matrix, shape)
+            save_json(self.note, origin)
+        else:
+            noted = read_json(self.note)
+            other = [name for name in origin if not isinstance(noted, dict) or noted.get(name) != origin[name]]
+            if other:
+                raise InputError(
+                    f"{self.matrix}: of an unfinished evaluation with other {', '.join(other)}, expected the same to go on "
+                    "with it; remove scores.partial.* to start anew"
+                )
+            done = 1 - float(np.isnan(found).mean())
+            LOGGER.info("going on with %s, %.1f %% of it is done", self.matrix, 100 * done)
+        self.scores: np.ndarray = np.lib.format.open_memmap(self.matrix, mode="r+")
+
+    def __enter__(self) -> UnfinishedScores:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None or np.isnan(self.scores).all():
+            self.note.unlink()
+            self.matrix.unlink()
+
+    def _open(self) -> np.ndarray | None:
+        """The matrix on disk, or None when nothing in it is scored yet."""
+        try:
+            scores = np.lib.format.open_memmap(self.matrix, mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.matrix}: cannot be read ({error}); remove scores.partial.* to start anew") from error
+        if scores.dtype != np.float32 or scores.ndim != 2:
+            raise InputError(f"{self.matrix}: not a matrix of float32; remove scores.partial.* to start anew")
+        return None if np.isnan(scores).all() else scores
+
+
+def _write_unscored(path: Path, shape: tuple[int, int]) -> None:
+    """Written out rather than left sparse: a full disk says so now, and not by a SIGBUS in the middle of the scoring."""
+    row = np.full(shape[1], np.nan, np.float32).tobytes()
+    with replacing(path) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(shape[0]):
+            file.write(row)

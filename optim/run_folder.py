@@ -1,0 +1,220 @@
+"""The folder of a training: its logs, its checkpoints, and from which of them a run goes on.
+
+    log/hps.json model.json git.json log.txt results.json …    ckpt/state-N.pt model_last.pt model_best.pt
+
+``state-N.pt`` is the whole training state after N updates; the others hold weights alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.tasks import PairSource
+from model.checkpoint import save_checkpoint
+from model.config import UniterConfig
+from model.retrieval import RetrievalModel
+from optim.progress import Progress
+from utils.distributed import Workers
+from utils.errors import InputError
+from utils.files import PARTIAL, make_folder, new_folder, save_json
+from utils.logger import RunLog
+from utils.options import LATEST
+from utils.provenance import save_git_state
+from utils.run_options import TrainOptions
+from utils.save import load_tensors, save_tensors
+
+LOGGER = logging.getLogger(__name__)
+OF_TRAINER = {"model", "optimiser", "scaler"}
+PARTS = OF_TRAINER | {"progress", "best_weights", "recipe", "workers"}
+
+
+class RunFolder:
+    """Opens the folder ``options.output_dir``, new or, with ``options.resume``, that of a run to go on with.
+
+    Use it as a context manager: within it, messages also go to ``log/log.txt``. Worker 0 alone has a folder; for the others
+    every method does nothing.
+
+    Args:
+        recipe: what the result depends on, see ``recipe_of``.
+
+    Attributes:
+        state: the training state to go on from, {"progress", "model", "optimiser", "scaler"}; None for a new run.
+
+    Raises:
+        InputError: the folder is not empty, or cannot be made; with ``resume``, there is no such state, it is damaged, or it is
+            of a run with another recipe.
+    """
+
+    def __init__(self, options: TrainOptions, recipe: dict[str, Any], config: UniterConfig, workers: Workers) -> None:
+        self.state: dict[str, Any] | None = None
+        self.writes = workers.first
+        if not self.writes:
+            return
+        self.path = Path(options.output_dir)
+        self.keep = options.keep_checkpoints
+        self.recipe, self.workers = recipe, workers.size
+        self.best_weights: dict[str, Tensor] = {}
+        self._saved = Progress()  # in the newest state
+        source = self._source(options.resume)
+        if source is not None:
+            self._take_over(source)
+        if options.resume and self._is_of_a_run():
+            for leftover in self.path.rglob(f".*{PARTIAL}"):  # of a run that was killed while it wrote
+                leftover.unlink()
+        else:
+            new_folder(self.path)
+        for name in ("ckpt", "log"):
+            make_folder(self.path / name)
+        save_json(self.path / "log/hps.json", options.to_dict())
+        save_json(self.path / "log/model.json", config.to_dict())
+        save_git_state(self.path / "log")
+        self.log = RunLog(self.path / "log", self._saved.updates)
+        if source is not None:
+            LOGGER.info("going on from %s", source)
+        if self.best_weights:  # a kill may have come between the state and this file
+            save_checkpoint(self.path / "ckpt/model_best.pt", self.best_weights)
+
+    def save(self, progress: Progress, state: dict[str, Any]) -> None:
+        """Write the training state, ``state`` being the trainer's, and drop older ones than the options keep.
+
+        Raises:
+            InputError: the disk refuses, or a tensor is not finite; older states are still there.
+        """
+        if not self.writes or progress == self._saved:
+            return
+        path = self._path_of(progress.updates)
+        more = {"progress": dataclasses.asdict(progress), "best_weights": self.best_weights}
+        try:
+            _check_finite(path, state)
+            save_tensors(path, {**state, **more, "recipe": self.recipe, "workers": self.workers})
+        except InputError as error:
+            states = self._states()
+            rest = f"{states[-1]} is whole, --resume goes on from it" if states else "there is no older one"
+            raise InputError(f"{error}; {rest}") from error
+        self._saved = dataclasses.replace(progress)
+        for old in self._states()[: -self.keep]:
+            if old != self._path_of(progress.best_update):
+                old.unlink()
+
+    def save_weights(self, name: str, model: RetrievalModel) -> None:
+        """Write ``ckpt/model_{name}.pt``."""
+        if self.writes:
+            save_checkpoint(self.path / f"ckpt/model_{name}.pt", model.state_dict())
+
+    def save_best(self, model: RetrievalModel) -> None:
+        """Keep these weights as the best so far, and write them."""
+        if self.writes:
+            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+            save_checkpoint(self.path / "ckpt/model_best.pt", self.best_weights)
+
+    def load_best(self, model: RetrievalModel) -> None:
+        """Put the best weights into ``model``."""
+        if self.writes:
+            model.load_state_dict(self.best_weights)
+
+    def save_results(self, results: Mapping[str, Any]) -> None:
+        """Write ``log/results.json``."""
+        if self.writes:
+            save_json(self.path / "log/results.json", results)
+
+    def scalars(self, kind: str, values: Mapping[str, float], updates: int) -> None:
+        """Record ``values`` for TensorBoard, under ``kind/``."""
+        if self.writes:
+            self.log.scalars({f"{kind}/{name}": value for name, value in values.items()}, updates)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.writes:
+            self.log.__exit__(kind, error, trace)
+
+    def _path_of(self, updates: int) -> Path:
+        return self.path / f"ckpt/state-{updates}.pt"
+
+    def _states(self) -> list[Path]:
+        """The training states, oldest first."""
+        found = (re.fullmatch(r"state-(\d+)\.pt", path.name) for path in self.path.glob("ckpt/state-*.pt"))
+        return [self._path_of(number) for number in sorted(int(match[1]) for match in found if match)]
+
+    def _is_of_a_run(self) -> bool:
+        return (self.path / "log").is_dir()
+
+    def _source(self, resume: str | None) -> Path | None:
+        """The state to go on from, if any."""
+        states = self._states()
+        if resume is None:
+            if states:
+                raise InputError(
+                    f"output_dir {self.path}: holds a run with {states[-1].name}, expected a new or empty folder, "
+                    "or --resume to go on with it"
+                )
+            return None
+        if resume == LATEST:
+            if not states:
+                LOGGER.warning("%s: no training state to resume from, so this run starts from the beginning", self.path)
+            return states[-1] if states else None
+        source = Path(resume)
+        if states and source.resolve() != states[-1].resolve():
+            raise InputError(
+                f"output_dir {self.path}: holds another state, {states[-1].name}, expected a new or empty folder "
+                f"to go on from {source}"
+            )
+        return source
+
+    def _take_over(self, source: Path) -> None:
+        """Read the training state, and check that it is one of this very run."""
+        state = load_tensors(source)
+        if not isinstance(state, dict) or state.keys() != PARTS:
+            raise InputError(f"{source}: not a training state, expected a ckpt/state-N.pt of a run")
+        _check_recipe(source, state["recipe"], self.recipe)
+        if state["workers"] != self.workers:
+            LOGGER.warning(
+                "%d workers go on with what %d began: each takes other texts than it would have, so the result will differ "
+                "from that of an uninterrupted run",
+                self.workers,
+                state["workers"],
+            )
+        self.best_weights = state["best_weights"]
+        self._saved = Progress(**state["progress"])
+        self.state = {part: state[part] for part in OF_TRAINER | {"progress"}}
+
+
+def recipe_of(
+    options: TrainOptions, training: Sequence[PairSource], val: PairSource, config: UniterConfig, precision: str
+) -> dict[str, Any]:
+    """What the result of a training depends on: the options that are not free, and what the free ones among them stand for."""
+    recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if not field.metadata["free"]}
+    data = [source.fingerprint() for source in training]
+    recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
+    recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}
+    return recipe | {"model_config": config.to_dict(), "precision": precision}
+
+
+def _check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` that names what would change the result of the run whose state this is."""
+    changed = []
+    for name in sorted(saved.keys() | now.keys()):
+        before, after = saved.get(name), now.get(name)
+        if before != after:
+            held = isinstance(before, list | dict) or isinstance(after, list | dict)
+            changed.append(f"what {name} names" if held else f"{name} (was {before}, is {after})")
+    if changed:
+        raise InputError(f"{path}: of a run with other options: {', '.join(changed)}; the result depends on them")
+
+
+def _check_finite(path: Path, value: Any, name: str = "") -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(path, item, f"{name} {key}".strip())
+    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InputError(f"{path}: not written, {name} is not finite")
