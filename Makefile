@@ -1,7 +1,7 @@
 # Every target works on a fresh clone: it makes or completes .venv first (scripts/setup_venv.sh) and finds it ready after that.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean venv venv-dev
+.PHONY: help demo test lint clean venv venv-dev horovod
 
 PY := .venv/bin/python
 export PYTHON TORCH_INDEX_URL
@@ -12,6 +12,7 @@ help:
 	@echo '  make test    run the tests'
 	@echo '  make lint    check style, formatting and types'
 	@echo '  make clean   remove demo/ and the caches; .venv stays'
+	@echo '  make horovod build horovod for the torch in .venv, for horovodrun; takes minutes once, a C++ compiler and make'
 	@echo '  make venv    set up .venv for running; make venv-dev adds what testing and linting need'
 	@echo 'Variables (make demo SEED=1, make test ARGS="-k iais"):'
 	@echo '  SEED=<n>              random seed of the demo'
@@ -26,7 +27,9 @@ help:
 demo: venv
 	$(PY) scripts/demo.py $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+# Without a compiler (exit code 3) the tests that need horovod are skipped.
 test: venv-dev
+	@bash scripts/install_horovod.sh $(PY) || [ $$? -eq 3 ]
 	$(PY) -m pytest $(ARGS)
 
 lint: venv-dev
@@ -37,6 +40,9 @@ lint: venv-dev
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -type d \( -name .venv -o -name .git \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+
+horovod: venv
+	@bash scripts/install_horovod.sh $(PY)
 
 venv:
 	@bash scripts/setup_venv.sh run
