@@ -62,18 +62,20 @@ def main(argv: Sequence[str]) -> None:
                 )
             model.to(device)
             source = stack.enter_context(PairSource(options.txt_db, options.img_db, config, options.image_settings()))
+            origin = {
+                "model_config": config.to_dict(),
+                "precision": f"{precision.name} on {device.type}",
+                **source.fingerprint(),
+            }
+        workers.check_same(origin)
+        workers.broadcast(model.state_dict().values())
         LOGGER.info("weights from %s", report)
         LOGGER.info("%s; %s on %s", workers.launcher, precision.name, device)
         unfinished, output = None, Path(options.output_dir)
         with workers.agreed():
             if workers.first:
                 stack.enter_context(output_folder(output))
-                origin = {
-                    "checkpoint": sha256(options.checkpoint),
-                    "model_config": config.to_dict(),
-                    "precision": f"{precision.name} on {device.type}",
-                    **source.fingerprint(),
-                }
+                origin["checkpoint"] = sha256(options.checkpoint)
                 shape = len(source.text_db.ids), len(source.image_names)
                 unfinished = stack.enter_context(UnfinishedScores(output, shape, origin))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -78,33 +78,76 @@ def main(argv: Sequence[str]) -> None:
             model.to(device)
             trainer = Trainer(model, options, compute, workers)
             recipe = recipe_of(options, training, val, config, precision.name)
+        workers.check_same(recipe)
         with workers.agreed():
-            run = stack.enter_context(RunFolder(options, recipe, config, workers))
+            threads = torch.get_num_threads() if device.type == "cpu" else None
+            machine = {"workers": workers.size, "device": device.type, "threads": threads}
+            run = stack.enter_context(RunFolder(options, recipe, machine, config, workers))
 
-        progress = Progress()
-        if (state := workers.share(run.state)) is None:
-            LOGGER.info("weights from %s", origin)
-        else:
-            trainer.restore(state)
-            progress = Progress(**state["progress"])
+        progress = resumed(trainer, run, workers)
         workers.broadcast(model.state_dict().values())
+        if not progress.updates:
+            LOGGER.info("weights from %s", origin)
         LOGGER.info("%s; %s on %s; %d texts in training", workers.launcher, precision.name, device, sum(map(len, task.texts)))
-        LOGGER.info("%d micro-steps an update: %d on each worker", micro_steps * workers.size, micro_steps)
-
-        bar = stack.enter_context(
-            progress_bar(workers.first, total=options.num_train_steps, initial=progress.updates, desc="training")
+        LOGGER.info(
+            "an update is %d micro-steps, %d on each worker; the loss terms weigh as with %d on each",
+            micro_steps * workers.size,
+            micro_steps,
+            options.train_batch_size,
         )
         halves = stoppable(loader(task, task.halves_after(progress.updates * micro_steps)), stop)
+
+        def measure() -> dict[str, float]:
+            return workers.share(validate(model, val, compute, loader, workers, options))
+
+        train(trainer, halves, measure, progress, run, stop)
+        results = {"best_update": progress.best_update, "validation": progress.best}
+        if test is not None:
+            run.load_best(model)
+            workers.broadcast(model.state_dict().values())
+            if scored := score_matrix(model, test, compute, loader, workers):
+                results["test"] = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
+                run.scalars("test", results["test"], progress.updates)
+                LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": results["test"]}))
+        run.save_results(results)
+
+
+def resumed(trainer: Trainer, run: RunFolder, workers: Workers) -> Progress:
+    """How far the run is that goes on, its state restored on every worker; or the beginning of a new one."""
+    state = workers.share(run.take_state())
+    if state is None:
+        return Progress()
+    trainer.restore(state)
+    return Progress(**state["progress"])
+
+
+def train(
+    trainer: Trainer,
+    halves: Iterator[Half],
+    measure: Callable[[], dict[str, float]],
+    progress: Progress,
+    run: RunFolder,
+    stop: Stop,
+) -> None:
+    """Update, validate and save until nothing is left to do; a signal or a lost worker saves what there is and ends it.
+
+    Raises:
+        Interrupted: by SIGTERM or Ctrl-C.
+        WorkerLost: another worker has gone.
+    """
+    options = trainer.options
+    with progress_bar(trainer.workers.first, total=options.num_train_steps, initial=progress.updates, desc="training") as bar:
         try:
             while not progress.finished(options):
                 if progress.validation_due(options):
-                    run.save_weights("last", model)
-                    measured = workers.share(validate(model, val, compute, loader, workers, options))
+                    run.save_weights("last", trainer.model)
+                    measured = measure()
+                    with stop.deferred():
+                        if progress.validated_with(measured):
+                            run.save_best(trainer.model)
                     run.scalars("val", measured, progress.updates)
                     in_percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in measured.items())
                     LOGGER.info("after %d updates, validation: %s", progress.updates, in_percent)
-                    if progress.validated_with(measured):
-                        run.save_best(model)
                 else:
                     started = time.perf_counter()
                     with stop.deferred():
@@ -122,16 +165,6 @@ def main(argv: Sequence[str]) -> None:
                 with stop.deferred():
                     run.save(progress, trainer.state())
             raise
-
-        results = {"best_update": progress.best_update, "validation": progress.best}
-        if test is not None:
-            run.load_best(model)
-            workers.broadcast(model.state_dict().values())
-            if scored := score_matrix(model, test, compute, loader, workers):
-                results["test"] = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
-                run.scalars("test", results["test"], progress.updates)
-                LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": results["test"]}))
-        run.save_results(results)
 
 
 def stoppable(halves: Iterator[Half], stop: Stop) -> Iterator[Half]:

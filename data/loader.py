@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -72,3 +75,13 @@ def _same(item: Item) -> Item:
 
 def _at_start(worker: int) -> None:
     leave_to_parent()
+
+
+def _kill_readers() -> None:
+    """After an exception some may still be there; multiprocessing would ask them by SIGTERM, which they ignore, and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain about their end
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+atexit.register(_kill_readers)

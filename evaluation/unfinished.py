@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import read_json, replacing, save_json
+from utils.files import read_json, remove_leftovers, replacing, save_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class UnfinishedScores:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, int], origin: dict[str, Any]) -> None:
+        remove_leftovers(folder, "scores.")
         self.matrix, self.note = folder / "scores.partial.npy", folder / "scores.partial.json"
         found = self._open() if self.note.exists() else None
         if found is None:

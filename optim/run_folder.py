@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data.tasks import PairSource
@@ -25,7 +24,7 @@ from model.retrieval import RetrievalModel
 from optim.progress import Progress
 from utils.distributed import Workers
 from utils.errors import InputError
-from utils.files import PARTIAL, make_folder, new_folder, save_json
+from utils.files import make_folder, new_folder, remove_leftovers, save_json
 from utils.logger import RunLog
 from utils.options import LATEST
 from utils.provenance import save_git_state
@@ -34,7 +33,7 @@ from utils.save import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)
 OF_TRAINER = {"model", "optimiser", "scaler"}
-PARTS = OF_TRAINER | {"progress", "best_weights", "recipe", "workers"}
+PARTS = OF_TRAINER | {"progress", "best_weights", "recipe", "machine"}
 
 
 class RunFolder:
@@ -45,57 +44,66 @@ class RunFolder:
 
     Args:
         recipe: what the result depends on, see ``recipe_of``.
-
-    Attributes:
-        state: the training state to go on from, {"progress", "model", "optimiser", "scaler"}; None for a new run.
+        machine: what else its last digits depend on, and may change with a warning, by name.
 
     Raises:
         InputError: the folder is not empty, or cannot be made; with ``resume``, there is no such state, it is damaged, or it is
             of a run with another recipe.
     """
 
-    def __init__(self, options: TrainOptions, recipe: dict[str, Any], config: UniterConfig, workers: Workers) -> None:
-        self.state: dict[str, Any] | None = None
+    def __init__(
+        self, options: TrainOptions, recipe: dict[str, Any], machine: dict[str, Any], config: UniterConfig, workers: Workers
+    ) -> None:
+        self._state: dict[str, Any] | None = None
         self.writes = workers.first
         if not self.writes:
             return
         self.path = Path(options.output_dir)
         self.keep = options.keep_checkpoints
-        self.recipe, self.workers = recipe, workers.size
+        self.recipe, self.machine = recipe, machine
         self.best_weights: dict[str, Tensor] = {}
         self._saved = Progress()  # in the newest state
         source = self._source(options.resume)
         if source is not None:
-            self._take_over(source)
-        if options.resume and self._is_of_a_run():
-            for leftover in self.path.rglob(f".*{PARTIAL}"):  # of a run that was killed while it wrote
-                leftover.unlink()
-        else:
+            self._state = state = self._read(source)
+            self._saved, self.best_weights = Progress(**state["progress"]), state["best_weights"]
+        if not (options.resume and self._is_of_a_run()):
             new_folder(self.path)
-        for name in ("ckpt", "log"):
-            make_folder(self.path / name)
-        save_json(self.path / "log/hps.json", options.to_dict())
+        for name in ("log", "ckpt"):
+            remove_leftovers(make_folder(self.path / name))
+        # Without "resume", since a run that takes these options as its --config is another one.
+        save_json(self.path / "log/hps.json", options.to_dict() | {"resume": None})
         save_json(self.path / "log/model.json", config.to_dict())
         save_git_state(self.path / "log")
         self.log = RunLog(self.path / "log", self._saved.updates)
-        if source is not None:
-            LOGGER.info("going on from %s", source)
-        if self.best_weights:  # a kill may have come between the state and this file
+        if source is None:
+            return
+        LOGGER.info("going on from %s", source)
+        for name, now in machine.items():
+            if (before := state["machine"].get(name)) != now:
+                LOGGER.warning("%s: was %s, is %s: the result will not be that of an uninterrupted run", name, before, now)
+        # A kill may have come between the state and these.
+        save_checkpoint(self.path / "ckpt/model_last.pt", state["model"])
+        if self.best_weights:
             save_checkpoint(self.path / "ckpt/model_best.pt", self.best_weights)
+
+    def take_state(self) -> dict[str, Any] | None:
+        """The training state to go on from, {"progress", "model", "optimiser", "scaler"}, handed over; None in a new run."""
+        state, self._state = self._state, None
+        return None if state is None else {part: state[part] for part in OF_TRAINER | {"progress"}}
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
         """Write the training state, ``state`` being the trainer's, and drop older ones than the options keep.
 
         Raises:
-            InputError: the disk refuses, or a tensor is not finite; older states are still there.
+            InputError: the disk refuses, or a number is not finite; older states are still there.
         """
         if not self.writes or progress == self._saved:
             return
         path = self._path_of(progress.updates)
         more = {"progress": dataclasses.asdict(progress), "best_weights": self.best_weights}
         try:
-            _check_finite(path, state)
-            save_tensors(path, {**state, **more, "recipe": self.recipe, "workers": self.workers})
+            save_tensors(path, {**state, **more, "recipe": self.recipe, "machine": self.machine})
         except InputError as error:
             states = self._states()
             rest = f"{states[-1]} is whole, --resume goes on from it" if states else "there is no older one"
@@ -171,22 +179,13 @@ class RunFolder:
             )
         return source
 
-    def _take_over(self, source: Path) -> None:
-        """Read the training state, and check that it is one of this very run."""
+    def _read(self, source: Path) -> dict[str, Any]:
+        """A training state, which has to be one of this very run."""
         state = load_tensors(source)
         if not isinstance(state, dict) or state.keys() != PARTS:
             raise InputError(f"{source}: not a training state, expected a ckpt/state-N.pt of a run")
         _check_recipe(source, state["recipe"], self.recipe)
-        if state["workers"] != self.workers:
-            LOGGER.warning(
-                "%d workers go on with what %d began: each takes other texts than it would have, so the result will differ "
-                "from that of an uninterrupted run",
-                self.workers,
-                state["workers"],
-            )
-        self.best_weights = state["best_weights"]
-        self._saved = Progress(**state["progress"])
-        self.state = {part: state[part] for part in OF_TRAINER | {"progress"}}
+        return state
 
 
 def recipe_of(
@@ -210,11 +209,3 @@ def _check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) 
             changed.append(f"what {name} names" if held else f"{name} (was {before}, is {after})")
     if changed:
         raise InputError(f"{path}: of a run with other options: {', '.join(changed)}; the result depends on them")
-
-
-def _check_finite(path: Path, value: Any, name: str = "") -> None:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_finite(path, item, f"{name} {key}".strip())
-    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise InputError(f"{path}: not written, {name} is not finite")

@@ -16,7 +16,7 @@ from model.retrieval import Compute, RetrievalModel
 from optim.build import build_optimiser
 from optim.gradient import Gradient
 from optim.schedule import iais_weight, learning_rate
-from utils.distributed import Alone, Workers
+from utils.distributed import Workers
 from utils.errors import InputError
 from utils.run_options import TrainOptions
 
@@ -55,11 +55,11 @@ class Trainer:
         InputError: ``iais_layers`` names a layer that the encoder does not have; ``effective_batch`` does not fit the workers.
     """
 
-    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: Compute, workers: Workers | None = None) -> None:
+    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: Compute, workers: Workers) -> None:
         self.model = model
         self.options = options
         self.compute = compute
-        self.workers = workers or Alone()
+        self.workers = workers
         self.micro_steps = options.micro_steps(self.workers.size)
         self.objective = Objective(
             hard_neg_size=options.hard_neg_size,
@@ -102,22 +102,25 @@ class Trainer:
             scaler.scale(ranking[-1].sum() + alignment[-1].sum()).backward()
             traces.append(_Trace.of(half, loss, self.gradient))
 
-        terms = torch.stack([torch.cat(ranking).detach(), torch.cat(alignment).detach()])
+        # On the CPU and first: there a worker that has gone is noticed, while NCCL would wait for it on the GPU.
+        terms = torch.stack([torch.cat(ranking).detach(), torch.cat(alignment).detach()]).cpu()
         self.workers.average(terms)
         self.workers.average(self.gradient.flat)
-        if not bool(terms.isfinite().all()):  # the hinge's clamp stops a NaN on its way back
-            self.gradient.flat.fill_(math.nan)
         scaler.unscale_(self.optimiser)
         limit = options.grad_norm if options.grad_norm > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        finite = math.isfinite(norm)
+        # Both: the hinge's clamp stops a NaN on its way back to the gradient.
+        finite = math.isfinite(norm) and bool(terms.isfinite().all())
         if not finite and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
             self._refuse(traces, f"update {number + 1} at learning rate {rate:g} (peak {options.learning_rate:g})", norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         self.between_updates = False
-        scaler.step(self.optimiser)
-        scaler.update()
+        if finite:
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            scaler.step(self.optimiser)
+            scaler.update()
+        else:
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
         self.between_updates = True
         return UpdateTerms(terms[0], terms[1], weight, rate, norm, skipped=not finite)
 
@@ -140,7 +143,8 @@ class Trainer:
             named = next((named for trace in traces if (named := trace.culprits())), None)
             if named:
                 raise InputError(f"{when}: {named}")
-        raise InputError(f"{when}: the gradient's norm is {norm}, expected a finite one")
+        with self.workers.agreed():
+            raise InputError(f"{when}: the gradient's norm is {norm}, expected a finite one")
 
 
 class _Trace(NamedTuple):

@@ -183,7 +183,7 @@ def run_of(golden: Golden, compute: Compute, together: bool) -> tuple[Trainer, C
         passes = [micro_steps] if together else [[step] for step in micro_steps]
         return (half_of(golden, source, *(f"{step}/{kind}" for step in part)) for part in passes for kind in "it")
 
-    return Trainer(golden.model(), options, compute), halves_of
+    return Trainer(golden.model(), options, compute, Alone()), halves_of
 
 
 def test_model_has_every_parameter_of_the_run(golden: Golden) -> None:

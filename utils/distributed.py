@@ -12,7 +12,7 @@ import pickle
 import socket
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -24,21 +24,26 @@ from torch import Tensor
 from utils.errors import InputError, WorkerLost, print_error
 
 # A worker that dies ends the others through its closed connection and through the launcher; this only bounds honest waiting.
-PATIENCE = timedelta(hours=6)
+PATIENCE = timedelta(minutes=30)
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> Workers:
     """The workers of this run, chosen by what their launcher put into the environment. Use them as a context manager.
 
     Raises:
-        InputError: horovodrun started this process, but horovod cannot be imported; or the launcher's variables are no numbers.
+        InputError: horovodrun started this process, but horovod cannot be imported; mpirun did, but horovod knows no MPI; or
+            the launcher's variables are no numbers.
         WorkerLost: the others cannot be reached.
     """
-    for name in ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"):
-        if name in environment:
-            return Horovod(name)
+    if "HOROVOD_SIZE" in environment:
+        return Horovod("HOROVOD_SIZE")
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
         return TorchDistributed(environment)
+    if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
+        workers = Horovod("OMPI_COMM_WORLD_SIZE")
+        if workers.size != _number(environment, "OMPI_COMM_WORLD_SIZE", ""):
+            raise InputError("started by mpirun, but horovod was built without MPI: expected horovodrun or torchrun")
+        return workers
     return Alone()
 
 
@@ -134,6 +139,18 @@ class Workers(ABC):
             values = self._gather(value)
         return values if self.first else []
 
+    def check_same(self, values: Mapping[str, Any]) -> None:
+        """Raise the same ``InputError`` on all workers when their ``values`` differ, naming which and on which host."""
+        message = None
+        everyones = self.gather((socket.gethostname(), values))
+        for rank, (host, others) in enumerate(everyones):
+            different = [name for name in values if others.get(name) != values[name]]
+            if message is None and different:
+                message = f"worker {rank} on {host} has another {', another '.join(different)} than worker 0, expected the same"
+        message = self.share(message)
+        if message is not None:
+            raise _AgreedError(message)
+
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """A block in which an ``InputError`` of one worker becomes the error of all, told once and with the worker's name.
@@ -212,10 +229,17 @@ class Horovod(Workers):
         self.launcher = f"{self.size} workers of horovodrun ({variable} is in the environment), gradients over {way}"
 
     def _sum(self, tensor: Tensor) -> None:
-        self.hvd.allreduce_(tensor, op=self.hvd.Sum)
+        self._in_place(tensor, lambda reachable: self.hvd.allreduce_(reachable, op=self.hvd.Sum))
 
     def _broadcast(self, tensor: Tensor) -> None:
-        self.hvd.broadcast_(tensor, root_rank=0)
+        self._in_place(tensor, lambda reachable: self.hvd.broadcast_(reachable, root_rank=0))
+
+    def _in_place(self, tensor: Tensor, change: Callable[[Tensor], Any]) -> None:
+        """A horovod that was built without NCCL reaches only the CPU's memory."""
+        if tensor.device.type == "cpu" or self.hvd.nccl_built():
+            change(tensor)
+        else:
+            tensor.copy_(change(tensor.cpu()))
 
     def _share(self, value: Any) -> Any:
         return self.hvd.broadcast_object(value, root_rank=0, name="share")
@@ -293,5 +317,7 @@ def _contact() -> Iterator[None]:
     """Both libraries tell of a lost worker by a RuntimeError."""
     try:
         yield
+    except torch.cuda.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise WorkerLost(f"lost contact with the other workers ({' '.join(str(error).split())[:200]})") from error

@@ -83,6 +83,12 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what a killed process had begun to write in ``folder`` under names that begin with ``name``."""
+    for leftover in folder.glob(f".{name}*{PARTIAL}"):
+        leftover.unlink()
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the disk knows the names in folder ``path``, without which a renamed file may be gone after a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

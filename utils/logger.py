@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
+
+from utils.errors import InputError
 
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 
@@ -46,18 +53,29 @@ class RunLog:
 
     Args:
         updates: done before; TensorBoard forgets what a killed run recorded after them.
+
+    Raises:
+        InputError: the disk refuses, here and in ``scalars``.
     """
 
     def __init__(self, folder: Path, updates: int = 0) -> None:
+        self.folder = folder
         self.file = logging.FileHandler(folder / "log.txt")
         self.file.setFormatter(FORMAT)
         logging.getLogger().addHandler(self.file)
-        self.writer = SummaryWriter(str(folder), purge_step=updates + 1 if updates else None)
+        with self._told():
+            # The writer itself: tensorboardX's queue and thread before it lose two minutes when the process is killed, and
+            # wait for ever once the disk is full.
+            self.events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+            self.events.write_event(Event(step=updates + 1, session_log=SessionLog(status=SessionLog.START)))
+            self.events.flush()
 
     def scalars(self, values: Mapping[str, float], update: int) -> None:
         """Record ``values`` after ``update`` updates."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, update)
+        with self._told():
+            for name, value in values.items():
+                self.events.write_event(Event(wall_time=time.time(), step=update, summary=scalar(name, value)))
+            self.events.flush()
 
     def __enter__(self) -> RunLog:
         return self
@@ -65,6 +83,14 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if error is not None:
             self.file.emit(logging.makeLogRecord({"levelname": "ERROR", "msg": f"ended by {type(error).__name__}: {error}"}))
-        self.writer.close()
+        with suppress(OSError):  # said before
+            self.events.close()
         logging.getLogger().removeHandler(self.file)
         self.file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.folder}: TensorBoard's events cannot be written ({error.strerror})") from error

@@ -168,7 +168,7 @@ class InferenceOptions(MachineOptions, ImageOptions):
     model_config: str = option("", "architecture; the model.json beside train_config if none")
     output_dir: str = option("", "folder for scores.json and scores.npz")
     train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
-    batch_size: int = option(400, "most pairs in one chunk of the encoder; changes no score")
+    batch_size: int = option(400, "most pairs in one chunk of the encoder; changes scores by rounding alone")
 
     def __post_init__(self) -> None:
         check_sizes(self)

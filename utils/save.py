@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import replacing
@@ -15,8 +17,9 @@ def save_tensors(path: str | Path, value: Any) -> None:
     """Write dictionaries, lists and tuples of tensors, numbers and strings, atomically.
 
     Raises:
-        InputError: the disk refuses; what was at ``path`` is still there.
+        InputError: the disk refuses, or a number is not finite; what was at ``path`` is still there.
     """
+    _check_finite(path, value)
     with replacing(path) as file:
         stream = _Stream(file)
         try:
@@ -55,3 +58,11 @@ class _Stream:
 
     def flush(self) -> None:
         self.file.flush()
+
+
+def _check_finite(path: str | Path, value: Any, name: str = "") -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_finite(path, item, f"{name} {key}".strip())
+    elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InputError(f"{path}: not written, {name} is not finite")

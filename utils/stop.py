@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,17 +12,20 @@ from typing import Any
 from utils.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAME_KEY = 1.0  # seconds in which one Ctrl-C may arrive twice, from the terminal and from the launcher
 
 
 class Stop:
     """Raises ``Interrupted`` in the main thread on SIGTERM or SIGINT, within ``deferred`` later. Use it as a context manager.
 
-    A second Ctrl-C within ``deferred`` raises ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory.
-    A signal that the parent process chose to ignore stays ignored.
+    Only the first signal counts, so that nothing interrupts what is done because of it; but a later Ctrl-C raises
+    ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process chose to
+    ignore stays ignored.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._when = 0.0
         self._deferring = False
         self._former: dict[int, Any] = {}
 
@@ -55,17 +58,15 @@ class Stop:
             raise Interrupted(self._received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._deferring and number == self._received == signal.SIGINT:
+        if self._received is None:
+            self._received, self._when = number, time.monotonic()
+            if not self._deferring:
+                self.check()
+        elif number == signal.SIGINT and time.monotonic() > self._when + SAME_KEY:
             raise KeyboardInterrupt
-        self._received = number
-        if not self._deferring:
-            self.check()
 
 
 def leave_to_parent() -> None:
-    """For a process that its parent ends by SIGTERM: such an end is no failure, and Ctrl-C is the parent's business.
-
-    Terminals and launchers signal both. A child that died of it would raise an error in the parent, which is saving its state.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    """For a child process: signals that a terminal or a launcher sends to all are its parent's business."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

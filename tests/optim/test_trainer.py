@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +15,16 @@ from torch import Tensor
 from data.batch import Half
 from data.tasks import HardNegativeTask
 from model.iais import REGULARISERS, alignment_loss
-from model.retrieval import Compute
+from model.objective import HalfLoss, Objective
+from model.packing import ChunkSize
+from model.retrieval import Compute, RetrievalModel
 from model.uniter import MapRequest
 from optim.schedule import iais_weight, learning_rate
 from optim.trainer import Trainer, UpdateTerms, layer_numbers
-from tests.conftest import Golden
+from tests.conftest import CPU, Golden
+from utils.distributed import Alone
 from utils.errors import InputError
+from utils.precision import Precision
 from utils.run_options import TrainOptions
 
 
@@ -39,7 +45,7 @@ def one_update(
     bundled: Golden, compute: Compute, monkeypatch: pytest.MonkeyPatch, number: int = 4, **changes: Any
 ) -> tuple[Trainer, UpdateTerms, dict[str, Tensor]]:
     """The trainer after update ``number``, its terms, and the clipped gradients that the optimiser was given."""
-    trainer = Trainer(bundled.model(), options_of(**changes), compute)
+    trainer = Trainer(bundled.model(), options_of(**changes), compute, Alone())
     gradients: dict[str, Tensor] = {}
     step = trainer.optimiser.step
 
@@ -106,7 +112,7 @@ def test_optimiser_is_the_one_asked_for(bundled: Golden, compute: Compute, monke
 
 @pytest.mark.parametrize("choice", ["alternate", "L", "V"])
 def test_modality_and_layers(bundled: Golden, compute: Compute, choice: str) -> None:
-    trainer = Trainer(bundled.model(), options_of(iais_modality=choice, iais_layers=(0, -1)), compute)
+    trainer = Trainer(bundled.model(), options_of(iais_modality=choice, iais_layers=(0, -1)), compute, Alone())
     source = halves(bundled)
     for half in (next(source), next(source)):
         modality = {"image": "V", "text": "L"}[half.anchor] if choice == "alternate" else choice
@@ -121,13 +127,149 @@ def test_modality_and_layers(bundled: Golden, compute: Compute, choice: str) -> 
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(bundled: Golden, compute: Compute) -> None:
-    trainer = Trainer(bundled.model(), options_of(learning_rate=1e30), compute)
+    trainer = Trainer(bundled.model(), options_of(learning_rate=1e30), compute, Alone())
     source = halves(bundled)
     trainer.update(source, 1)
     with pytest.raises(
         InputError, match=r"update 3 at learning rate .*peak 1e\+30.*: the score of text '.*' and image '.*' is not finite"
     ):
         trainer.update(source, 2)
+
+
+def in_fp16() -> Compute:
+    """Half precision with loss scaling, which the programs allow on CUDA alone, where there is no test machine for it."""
+    return Compute(Precision("fp16", CPU), ChunkSize())
+
+
+def weights_of(trainer: Trainer) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("what", ["score", "alignment", "gradient"])
+def test_fp16_skips_what_is_not_finite(bundled: Golden, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    compute = in_fp16()
+    trainer = Trainer(bundled.model(), options_of(num_train_steps=100), compute, Alone())
+    source = halves(bundled)
+    trainer.update(source, 1)
+    before, scale = weights_of(trainer), compute.precision.scaler.get_scale()
+    with monkeypatch.context() as patch:
+        spoil(patch, trainer, what)
+        terms = trainer.update(source, 2)
+    assert terms.skipped
+    assert torch.equal(weights_of(trainer), before)
+    assert compute.precision.scaler.get_scale() == scale / 2
+    assert not trainer.update(source, 3).skipped
+    assert not torch.equal(weights_of(trainer), before)
+
+
+def test_fp16_does_not_skip_for_ever(bundled: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(bundled.model(), options_of(num_train_steps=100), in_fp16(), Alone())
+    spoil(monkeypatch, trainer, "score")
+    source = itertools.cycle(list(halves(bundled))[:4])
+    skipped = []
+
+    def train() -> None:
+        for number in range(60):
+            skipped.append(trainer.update(source, number).skipped)
+
+    with pytest.raises(InputError, match=r"the score of text '\w+' and image '\S+' is not finite"):
+        train()
+    assert all(skipped)
+    assert 20 < len(skipped) < 40
+
+
+@pytest.mark.parametrize("what", ["score", "alignment", "gradient"])
+def test_what_is_not_finite_is_named(bundled: Golden, compute: Compute, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """In fp32 the run ends with the text and the image it came in by, and the weights stay as they were."""
+    trainer = Trainer(bundled.model(), options_of(), compute, Alone())
+    source = list(halves(bundled))
+    before = weights_of(trainer)
+    text, image = spoil(monkeypatch, trainer, what, source[1])
+    with pytest.raises(InputError, match=f"update 5 at .*: the {what}.* text {text!r} and image {image!r}.* is not finite"):
+        trainer.update(iter(source), 4)
+    assert torch.equal(weights_of(trainer), before)
+    assert trainer.between_updates
+
+
+def spoil(patch: pytest.MonkeyPatch, trainer: Trainer, what: str, half: Half | None = None) -> tuple[str, str]:
+    """Make a number of the second half of each update a NaN; returns the pair in ``half`` that it belongs to."""
+    compute_loss, calls = Objective.__call__, itertools.count()
+    column = 2 if what == "score" else 0
+
+    def spoilt(self: Objective, model: RetrievalModel, half: Half, compute: Compute) -> HalfLoss:
+        loss = compute_loss(self, model, half, compute)
+        if next(calls) % 4 != 1:
+            return loss
+        if what == "score":
+            hinge = loss.hinge.clone()
+            hinge[0, column - 1] = math.nan
+            return loss._replace(hinge=hinge)
+        if what == "alignment":
+            return loss._replace(alignment=loss.alignment * math.nan)
+        hinge = loss.hinge.clone()
+        hinge.register_hook(lambda gradient: gradient * math.inf)
+        return loss._replace(hinge=hinge)
+
+    if half is None:
+        patch.setattr(Objective, "__call__", spoilt)
+        return "", ""
+    kept = trainer.objective(trainer.model, half, trainer.compute).pairs
+    patch.setattr(Objective, "__call__", spoilt)
+    text, image = kept[0, column].tolist()
+    return half.batch.text_ids[text], half.batch.image_names[image]
+
+
+def test_a_trainer_goes_on_from_its_state(bundled: Golden, compute: Compute) -> None:
+    source = list(halves(bundled))
+    whole = Trainer(bundled.model(), options_of(), compute, Alone())
+    for number in range(3):
+        whole.update(iter(source), number)
+    state = whole.state()
+    other = Trainer(RetrievalModel(bundled.config), options_of(), compute, Alone())
+    other.restore({part: copy.deepcopy(value) for part, value in state.items()})
+    for trainer in (whole, other):
+        trainer.update(iter(source), 3)
+    assert torch.equal(weights_of(whole), weights_of(other))
+
+
+def test_dropout_depends_on_seed_worker_and_update_alone(bundled: Golden, compute: Compute) -> None:
+    source = list(halves(bundled))
+
+    def gradient(number: int, **changes: Any) -> Tensor:
+        trainer = Trainer(RetrievalModel(bundled.config.with_dropout(0.3)), options_of(**changes), compute, Alone())
+        trainer.model.load_state_dict(bundled.model().state_dict())
+        torch.rand(3)
+        trainer.update(iter(source), number)
+        return trainer.gradient.flat
+
+    assert torch.equal(gradient(4), gradient(4))
+    assert not torch.equal(gradient(4), gradient(5))
+    assert not torch.equal(gradient(4), gradient(4, seed=43))
+
+
+@pytest.mark.parametrize(("effective", "divide"), [(4, False), (4, True), (None, False)])
+def test_effective_batch_keeps_the_weight_of_the_alignment(
+    bundled: Golden, compute: Compute, effective: int | None, divide: bool
+) -> None:
+    """Twice the recipe's micro-steps on one process: each counts half, beside the ranking as published."""
+    options = options_of(effective_batch=effective, iais_divide=divide, iais_schedule="const")
+    trainer = Trainer(bundled.model(), options, compute, Alone())
+    assert trainer.micro_steps == (effective or 2)
+    source = list(halves(bundled))
+    raw = [trainer.objective(bundled.model(), half, compute) for half in source[: 2 * trainer.micro_steps]]
+    terms = trainer.update(iter(source), 0)
+    share = (1 if divide else options.train_batch_size) / trainer.micro_steps
+    assert terms.alignment.tolist() == pytest.approx([float(loss.alignment[0]) * share for loss in raw], rel=1e-4)
+    assert terms.ranking.tolist() == pytest.approx([float(loss.hinge.mean()) / trainer.micro_steps for loss in raw], rel=1e-4)
+
+
+def test_micro_steps() -> None:
+    assert options_of(train_batch_size=8).micro_steps(3) == 8
+    assert options_of(effective_batch=64).micro_steps(4) == 16
+    with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 workers"):
+        options_of(effective_batch=64).micro_steps(3)
+    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of an update's 2 micro-steps"):
+        options_of(effective_batch=64, micro_steps_per_pass=4).micro_steps(32)
 
 
 def test_layer_numbers() -> None:
