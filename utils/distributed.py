@@ -6,9 +6,7 @@ Every worker calls the same methods in the same order. Worker 0 alone writes fil
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import pickle
 import socket
 import sys
 from abc import ABC, abstractmethod
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, WorkerLost, print_error
+from utils.pack import pack, unpack
 
 # A worker that dies ends the others through its closed connection and through the launcher; this only bounds honest waiting.
 PATIENCE = timedelta(minutes=30)
@@ -105,30 +104,13 @@ class Workers(ABC):
         """Worker 0's ``value``, in which tensors may be nested; they arrive on the CPU. Raises ``WorkerLost``."""
         if self.size == 1:
             return value
-        buffer, tensors = io.BytesIO(), []
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, item: Any) -> Any:
-                if not isinstance(item, Tensor):
-                    return None
-                tensors.append(item)
-                return tuple(item.shape), item.dtype
-
-        if self.first:
-            Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(value)
+        data, tensors = pack(value) if self.first else (b"", [])
         with _contact():
-            skeleton = self._share(buffer.getvalue())
-        workers = self
-
-        class Unpickler(pickle.Unpickler):
-            def persistent_load(self, form: Any) -> Tensor:
-                tensor = torch.empty(form[0], dtype=form[1])
-                workers.broadcast([tensor])
-                return tensor
-
+            data = self._share(data)
         if not self.first:
-            return Unpickler(io.BytesIO(skeleton)).load()
-        self.broadcast(tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for tensor in tensors)
+            return unpack(data, lambda tensor: self.broadcast([tensor]))
+        for tensor in tensors:
+            self.broadcast([tensor.cpu().contiguous()])
         return value
 
     def gather(self, value: Any) -> list[Any]:
