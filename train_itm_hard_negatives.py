@@ -145,7 +145,7 @@ def train(
                     with stop.deferred():
                         if progress.validated_with(measured):
                             run.save_best(trainer.model)
-                    run.scalars("val", measured, progress.updates)
+                        run.scalars("val", measured, progress.updates)
                     in_percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in measured.items())
                     LOGGER.info("after %d updates, validation: %s", progress.updates, in_percent)
                 else:
@@ -153,8 +153,8 @@ def train(
                     with stop.deferred():
                         terms = trainer.update(halves, progress.updates)
                         progress.updated(terms.skipped)
-                    shown = describe_update(terms, trainer, progress, time.perf_counter() - started)
-                    run.scalars("train", shown, progress.updates)
+                        shown = describe_update(terms, trainer, progress, time.perf_counter() - started)
+                        run.scalars("train", shown, progress.updates)
                     bar.set_postfix({name: f"{value:.3g}" for name, value in shown.items()}, refresh=False)
                     bar.update()
                 if progress.checkpoint_due(options):

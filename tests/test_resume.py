@@ -30,6 +30,7 @@ STEPS = 12
 def options(output: Path, *extra: str, **changes: object) -> list[str]:
     """A training of twelve updates with IAIS and dropout, validated twice."""
     settings: dict[str, object] = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2, "inf_minibatch_size": 5}
+    settings["train_batch_size"] = 1
     return training(*DATABASES, output, "--IAIS", "singular", "--no-full_val", *extra, **settings | changes)
 
 
@@ -125,24 +126,35 @@ def events(path: Path) -> list[Event]:
     return found
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two workers that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run("torchrun", 2, sys.executable, "train_itm_hard_negatives.py", *options(folder))
+    return folder
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_workers_stop_and_resume(tmp_path: Path, launcher: str) -> None:
-    """SIGTERM to the launcher, as queues send it; then on with as many workers, and with fewer."""
-    program = [sys.executable, "train_itm_hard_negatives.py"]
-    run(launcher, 2, *program, *options(tmp_path / "whole"))
-    arguments = options(tmp_path / "run", save_steps=1000)
-    process = start(launcher, 2, *program, *arguments)
+def test_workers_stop_and_resume(tmp_path: Path, whole_of_two: Path, launcher: str) -> None:
+    """SIGTERM to the launcher, as queues send it."""
+    arguments = ["train_itm_hard_negatives.py", *options(tmp_path / "run", save_steps=1000)]
+    process = start(launcher, 2, sys.executable, *arguments)
     wait_for_updates(tmp_path / "run", 2)
     process.terminate()
     output = finish(process, 30)
     assert process.returncode != 0
     assert "interrupted by SIGTERM" in output
     assert 2 <= newest_state(tmp_path / "run") < STEPS
-    shutil.copytree(tmp_path / "run", tmp_path / "alone")
-    run(launcher, 2, *program, *arguments, "--resume")
-    assert_same_results(tmp_path / "whole", tmp_path / "run")
-    output = run("", 1, *program, *options(tmp_path / "alone"), "--resume")
-    assert "workers: was 2, is 1: the result will not be that of an uninterrupted run" in output
+    run(launcher, 2, sys.executable, *arguments, "--resume")
+    assert_same_results(whole_of_two, tmp_path / "run")
+
+
+def test_another_number_of_workers_goes_on_with_a_warning(tmp_path: Path, whole_of_two: Path) -> None:
+    state = str(whole_of_two / f"ckpt/state-{STEPS - 2}.pt")
+    train_itm_hard_negatives.main(options(tmp_path / "run", "--resume", state))
+    warning = "workers: was 2, is 1: the result will not be that of an uninterrupted run"
+    assert warning in (tmp_path / "run/log/log.txt").read_text()
+    assert newest_state(tmp_path / "run") == STEPS
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, whole: Path) -> None:
