@@ -42,8 +42,8 @@ LOGGER = logging.getLogger("train")
 def main(argv: Sequence[str]) -> None:
     """Options → data → model → loop → best checkpoint, evaluated; the same on every worker."""
     with ExitStack() as stack:
-        stop = stack.enter_context(Stop())
         workers = stack.enter_context(connect())
+        stop = stack.enter_context(Stop())
         log_to_screen(workers.rank)
         with workers.agreed():
             options = parse_options(TrainOptions, argv, __doc__ or "")

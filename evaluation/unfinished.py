@@ -58,8 +58,8 @@ class UnfinishedScores:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None or np.isnan(self.scores).all():
-            self.note.unlink()
-            self.matrix.unlink()
+            self.note.unlink(missing_ok=True)
+            self.matrix.unlink(missing_ok=True)
 
     def _open(self) -> np.ndarray | None:
         """The matrix on disk, or None when nothing in it is scored yet."""

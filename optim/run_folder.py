@@ -48,7 +48,7 @@ class RunFolder:
 
     Raises:
         InputError: the folder is not empty, or cannot be made; with ``resume``, there is no such state, it is damaged, or it is
-            of a run with another recipe.
+            of a run with another recipe; another run is at work in the folder.
     """
 
     def __init__(
@@ -65,17 +65,22 @@ class RunFolder:
         self._saved = Progress()  # in the newest state
         source = self._source(options.resume)
         if source is not None:
-            self._state = state = self._read(source)
+            try:
+                self._state = state = self._read(source)
+            except InputError as error:
+                older = self._states()[:-1] if options.resume == LATEST else []
+                hint = f"; without that file --resume goes on from {older[-1].name}" if older else ""
+                raise InputError(f"{error}{hint}") from error
             self._saved, self.best_weights = Progress(**state["progress"]), state["best_weights"]
         if not (options.resume and self._is_of_a_run()):
             new_folder(self.path)
+        self.log = RunLog(make_folder(self.path / "log"), self._saved.updates)
         for name in ("log", "ckpt"):
             remove_leftovers(make_folder(self.path / name))
         # Without "resume", since a run that takes these options as its --config is another one.
         save_json(self.path / "log/hps.json", options.to_dict() | {"resume": None})
         save_json(self.path / "log/model.json", config.to_dict())
         save_git_state(self.path / "log")
-        self.log = RunLog(self.path / "log", self._saved.updates)
         if source is None:
             return
         LOGGER.info("going on from %s", source)

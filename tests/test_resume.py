@@ -289,6 +289,37 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_damaged_state_names_the_one_before(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    newest = tmp_path / f"run/ckpt/state-{STEPS}.pt"
+    newest.write_bytes(newest.read_bytes()[:100_000])
+    message = fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", "--resume"))
+    assert f"state-{STEPS}.pt: not a readable checkpoint" in message
+    assert f"without that file --resume goes on from state-{STEPS - 2}.pt" in message
+    newest.unlink()
+    train_itm_hard_negatives.main(options(tmp_path / "run", "--resume"))
+    assert_same_results(whole, tmp_path / "run")
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queue may start a job again too early; what is killed lets go at once, whatever its reading processes do."""
+    arguments = options(tmp_path / "run", num_train_steps=1000, valid_steps=1000, n_workers=1)
+    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments)
+    wait_for_updates(tmp_path / "run", 2)
+    message = fails(capsys, train_itm_hard_negatives.main, [*arguments, "--resume"])
+    assert "another run is at work in this folder" in message
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    short = options(tmp_path / "run", "--resume", num_train_steps=1000, valid_steps=1000, learning_rate=1.0)
+    assert "learning_rate" in fails(capsys, train_itm_hard_negatives.main, short)
+    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments, "--resume")
+    before = len(scalars(tmp_path / "run", "train/grad_norm"))
+    wait_for_updates(tmp_path / "run", before + 1)
+    process.kill()
+    process.wait()
+
+
 def test_resuming_what_never_began_begins_it(tmp_path: Path, whole: Path) -> None:
     """So that a queue can give the same command each time."""
     train_itm_hard_negatives.main(options(tmp_path / "run", "--resume"))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from utils.errors import InputError, WorkerLost, print_error
 from utils.pack import pack, unpack
+from utils.stop import killable
 
 # A worker that dies ends the others through its closed connection and through the launcher; this only bounds honest waiting.
 PATIENCE = timedelta(minutes=30)
@@ -34,10 +35,18 @@ def connect(environment: Mapping[str, str] = os.environ) -> Workers:
             the launcher's variables are no numbers.
         WorkerLost: the others cannot be reached.
     """
+    with killable():  # the libraries wait for the other workers where no handler of ours can run
+        return _workers_of(environment)
+
+
+def _workers_of(environment: Mapping[str, str]) -> Workers:
     if "HOROVOD_SIZE" in environment:
         return Horovod("HOROVOD_SIZE")
-    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environment.keys():
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if not missing:
         return TorchDistributed(environment)
+    if _number(environment, "WORLD_SIZE", "1") > 1:
+        raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
     if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
         workers = Horovod("OMPI_COMM_WORLD_SIZE")
         if workers.size != _number(environment, "OMPI_COMM_WORLD_SIZE", ""):
@@ -243,11 +252,16 @@ class TorchDistributed(Workers):
             _number(environment, name, default)
             for name, default in (("RANK", ""), ("WORLD_SIZE", ""), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
         )
+        if not 0 <= self.rank < self.size:
+            raise InputError(f"RANK {self.rank} and WORLD_SIZE {self.size} in the environment: start with torchrun")
         nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
         if nccl and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
-        with _contact():
-            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        try:
+            with _contact():
+                torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+        except ValueError as error:
+            raise InputError(f"MASTER_ADDR or MASTER_PORT in the environment: {error}; start with torchrun") from error
         way = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
         self.launcher = f"{self.size} workers of torchrun (RANK and WORLD_SIZE are in the environment), gradients over {way}"
 

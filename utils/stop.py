@@ -66,6 +66,18 @@ class Stop:
             raise KeyboardInterrupt
 
 
+@contextmanager
+def killable() -> Iterator[None]:
+    """A block that Ctrl-C ends with the process at once, also where C++ holds the main thread and no handler can run."""
+    former = signal.getsignal(signal.SIGINT)
+    if former is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
 def leave_to_parent() -> None:
     """For a child process: signals that a terminal or a launcher sends to all are its parent's business."""
     for number in SIGNALS:

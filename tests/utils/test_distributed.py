@@ -41,6 +41,19 @@ def test_torchruns_variables_have_to_be_numbers() -> None:
         connect(environment)
 
 
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE is in the environment, but MASTER_ADDR, MASTER_PORT not"),
+        ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK 5 and WORLD_SIZE 2"),
+    ],
+    ids=str,
+)
+def test_torchruns_variables_half_set(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        connect(environment)
+
+
 def test_only_one_module_knows_horovod_and_torch_distributed() -> None:
     from tests.test_layout import MODULES, ROOT
 
