@@ -37,8 +37,8 @@ class UnfinishedScores:
     def __init__(self, folder: Path, shape: tuple[int, int], origin: dict[str, Any]) -> None:
         remove_leftovers(folder, "scores.")
         self.matrix, self.note = folder / "scores.partial.npy", folder / "scores.partial.json"
-        found = self._open() if self.note.exists() else None
-        if found is None:
+        done = self._share_done() if self.note.exists() else 0.0
+        if not done:
             _write_unscored(self.matrix, shape)
             save_json(self.note, origin)
         else:
@@ -49,7 +49,6 @@ class UnfinishedScores:
                     f"{self.matrix}: of an unfinished evaluation with other {', '.join(other)}, expected the same to go on "
                     "with it; remove scores.partial.* to start anew"
                 )
-            done = 1 - float(np.isnan(found).mean())
             LOGGER.info("going on with %s, %.1f %% of it is done", self.matrix, 100 * done)
         self.scores: np.ndarray = np.lib.format.open_memmap(self.matrix, mode="r+")
 
@@ -61,15 +60,15 @@ class UnfinishedScores:
             self.note.unlink(missing_ok=True)
             self.matrix.unlink(missing_ok=True)
 
-    def _open(self) -> np.ndarray | None:
-        """The matrix on disk, or None when nothing in it is scored yet."""
+    def _share_done(self) -> float:
+        """Which share of the matrix on disk is scored."""
         try:
             scores = np.lib.format.open_memmap(self.matrix, mode="r")
         except (OSError, ValueError) as error:
             raise InputError(f"{self.matrix}: cannot be read ({error}); remove scores.partial.* to start anew") from error
         if scores.dtype != np.float32 or scores.ndim != 2:
             raise InputError(f"{self.matrix}: not a matrix of float32; remove scores.partial.* to start anew")
-        return None if np.isnan(scores).all() else scores
+        return 1 - float(np.isnan(scores).mean())
 
 
 def _write_unscored(path: Path, shape: tuple[int, int]) -> None:

@@ -18,10 +18,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import train_itm_hard_negatives
 from tests.conftest import BUNDLED
+from tests.killer import states
 from tests.launch import LAUNCHERS, ROOT, finish, run, start
 from tests.test_programs import fails, training
-from utils.errors import InputError
-from utils.save import save_tensors
 
 DATABASES = BUNDLED.text_db, BUNDLED.image_db
 STEPS = 12
@@ -52,10 +51,6 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     return one == other
-
-
-def newest_state(run: Path) -> int:
-    return max((int(path.stem.split("-")[1]) for path in run.glob("ckpt/state-*.pt")), default=0)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +91,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code:
     assert process.returncode == code, output
     assert f"interrupted by {signal.Signals(number).name}" in output
     assert "Traceback" not in output
-    assert 2 <= newest_state(tmp_path / "run") < STEPS
+    assert 2 <= max(states(tmp_path / "run")) < STEPS
     train_itm_hard_negatives.main([*arguments, "--resume"])
     assert_same_results(whole, tmp_path / "run")
     assert scalars(tmp_path / "run", "train/grad_norm") == list(range(1, STEPS + 1))
@@ -144,7 +139,7 @@ def test_workers_stop_and_resume(tmp_path: Path, whole_of_two: Path, launcher: s
     output = finish(process, 30)
     assert process.returncode != 0
     assert "interrupted by SIGTERM" in output
-    assert 2 <= newest_state(tmp_path / "run") < STEPS
+    assert 2 <= max(states(tmp_path / "run")) < STEPS
     run(launcher, 2, sys.executable, *arguments, "--resume")
     assert_same_results(whole_of_two, tmp_path / "run")
 
@@ -154,7 +149,7 @@ def test_another_number_of_workers_goes_on_with_a_warning(tmp_path: Path, whole_
     train_itm_hard_negatives.main(options(tmp_path / "run", "--resume", state))
     warning = "workers: was 2, is 1: the result will not be that of an uninterrupted run"
     assert warning in (tmp_path / "run/log/log.txt").read_text()
-    assert newest_state(tmp_path / "run") == STEPS
+    assert max(states(tmp_path / "run")) == STEPS
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, whole: Path) -> None:
@@ -199,29 +194,6 @@ def test_tensorboard_keeps_what_was_recorded_before_a_kill(tmp_path: Path) -> No
     assert (opening.step, opening.session_log.status) == (1, SessionLog.START)
 
 
-def test_a_full_disk_for_the_logs(tmp_path: Path) -> None:
-    program = (
-        "import pathlib, resource, sys; from utils.logger import RunLog; log = RunLog(pathlib.Path(sys.argv[1]));"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY));"
-        "[log.scalars({'loss': 1.0}, update) for update in range(1000)]"
-    )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
-    assert f"{tmp_path}: TensorBoard's events cannot be written (File too large)" in done.stderr
-
-
-def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    state = {"model": {"weight": torch.zeros(3)}, "optimiser": {"state": {0: {"exp_avg": torch.zeros(2)}}}}
-    save_tensors(tmp_path / "state.pt", state)
-    before = (tmp_path / "state.pt").read_bytes()
-    for spoilt in (state["model"]["weight"], state["optimiser"]["state"][0]["exp_avg"]):
-        spoilt[1] = torch.nan
-        with pytest.raises(InputError, match=r"state.pt: not written, .* (weight|exp_avg) is not finite"):
-            save_tensors(tmp_path / "state.pt", state)
-        spoilt[1] = 0
-    assert (tmp_path / "state.pt").read_bytes() == before
-
-
 def test_the_options_of_a_resumed_run_are_those_of_a_new_one(tmp_path: Path, whole: Path) -> None:
     shutil.copy(whole / f"ckpt/state-{STEPS}.pt", tmp_path / "finished.pt")
     train_itm_hard_negatives.main(options(tmp_path / "run", "--resume", str(tmp_path / "finished.pt")))
@@ -231,8 +203,7 @@ def test_the_options_of_a_resumed_run_are_those_of_a_new_one(tmp_path: Path, who
 
 def test_the_last_checkpoints_and_the_best_are_kept(whole: Path) -> None:
     best = json.loads((whole / "log/results.json").read_text())["best_update"]
-    kept = {int(path.stem.split("-")[1]) for path in whole.glob("ckpt/state-*.pt")}
-    assert kept == {best, STEPS - 2, STEPS}
+    assert set(states(whole)) == {best, STEPS - 2, STEPS}
 
 
 def test_what_may_change_on_resuming(tmp_path: Path, whole: Path) -> None:

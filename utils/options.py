@@ -18,7 +18,6 @@ from utils.errors import InputError, nearest
 from utils.files import read_json
 
 Options = TypeVar("Options")
-LATEST = "latest"
 
 
 def option(default: Any, help: str, *, free: bool = False, bare: str | None = None) -> Any:

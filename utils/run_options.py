@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from utils.errors import InputError
-from utils.options import LATEST, option
+from utils.options import option
+
+LATEST = "latest"  # what --resume means without a path
 
 
 @dataclass(frozen=True, kw_only=True)

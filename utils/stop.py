@@ -69,13 +69,14 @@ class Stop:
 @contextmanager
 def killable() -> Iterator[None]:
     """A block that Ctrl-C ends with the process at once, also where C++ holds the main thread and no handler can run."""
-    former = signal.getsignal(signal.SIGINT)
-    if former is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def leave_to_parent() -> None:
