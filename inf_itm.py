@@ -20,7 +20,7 @@ import numpy as np
 from data.loader import Loader
 from data.tasks import PairSource
 from evaluation.alignment import alignment_of_positives
-from evaluation.recall import as_published, own_pairs, recalls, table, ties
+from evaluation.recall import as_published, ranks, recalls, table
 from evaluation.score import score_matrix
 from evaluation.unfinished import UnfinishedScores
 from model.checkpoint import load_checkpoint
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> None:
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit={"train_config": FROM_TRAINING})
             device = choose_device(options.device, workers.local_rank, workers.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-            compute = Compute(precision, ChunkSize.for_device(device, options.batch_size))
             loader = Loader(device, options.n_workers, options.pin_mem)
             config = UniterConfig.from_json(options.model_config or Path(options.train_config or "").with_name("model.json"))
+            compute = Compute(precision, ChunkSize.for_device(device, config.intermediate_size, options.batch_size))
             model = RetrievalModel(config)
             report = load_checkpoint(model, options.checkpoint)
             if report.head == "random":
@@ -84,15 +84,15 @@ def main(argv: Sequence[str]) -> None:
         alignment = alignment_of_positives(model, source, compute, loader, workers)
         if scored is None or unfinished is None:
             return
-        names = {"txt_ids": np.array(scored.text_ids), "img_ids": np.array(scored.image_names)}
+        names = {"txt_ids": np.array(list(scored.text_ids)), "img_ids": np.array(list(scored.image_names))}
         save_npz(output / "scores.npz", scores=scored.scores, **names)
-        own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
-        measured, published = recalls(scored.scores, own), as_published(scored.scores, own)
+        found = ranks(scored.scores, source.image_of)
+        measured, published = recalls(found), as_published(found)
         results: dict[str, Any] = dict(measured)
         results["as_published"] = published
         results["alignment"] = alignment
         results["counts"] = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
-        results["ties"] = {"txt": ties(scored.scores.T, own.T), "img": ties(scored.scores, own)}
+        results["ties"] = found.ties
         results["seconds"] = time.perf_counter() - started
         results["provenance"] = {
             "options": asdict(options),

@@ -18,7 +18,7 @@ import torch
 from data.batch import Half
 from data.loader import Loader
 from data.tasks import HardNegativeTask, PairSource
-from evaluation.recall import own_pairs, recalls, sampled_recalls, table
+from evaluation.recall import ranks, recalls, sampled_recalls, table
 from evaluation.score import sampled_candidates, score_matrix
 from model.checkpoint import load_checkpoint
 from model.config import UniterConfig
@@ -50,9 +50,14 @@ def main(argv: Sequence[str]) -> None:
             torch.manual_seed(options.seed)
             device = choose_device(options.device, workers.local_rank, workers.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-            compute = Compute(precision, ChunkSize.for_device(device, options.inf_minibatch_size))
             loader = Loader(device, options.n_workers, options.pin_mem)
             config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
+            compute = Compute(
+                precision,
+                ChunkSize.for_device(device, config.intermediate_size, options.inf_minibatch_size),
+                mining=Precision(choose_precision(options.mining_precision or precision.name, False, device), device),
+                checkpointing=options.checkpointing,
+            )
 
             def source(text_db: str, image_db: str, max_txt_len: int = -1) -> PairSource:
                 return stack.enter_context(PairSource(text_db, image_db, config, options.image_settings(), max_txt_len))
@@ -77,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
             )
             model.to(device)
             trainer = Trainer(model, options, compute, workers)
-            recipe = recipe_of(options, training, val, config, precision.name)
+            recipe = recipe_of(options, training, val, config, compute)
         workers.check_same(recipe)
         with workers.agreed():
             threads = torch.get_num_threads() if device.type == "cpu" else None
@@ -106,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
             run.load_best(model)
             workers.broadcast(model.state_dict().values())
             if scored := score_matrix(model, test, compute, loader, workers):
-                results["test"] = recalls(scored.scores, own_pairs(scored.text_ids, scored.image_names, test.text_db.image_of))
+                results["test"] = recalls(ranks(scored.scores, test.image_of))
                 run.scalars("test", results["test"], progress.updates)
                 LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": results["test"]}))
         run.save_results(results)
@@ -196,12 +201,11 @@ def validate(
 
     Worker 0 has the result, the others None.
     """
-    wanted = None if options.full_val else sampled_candidates(source, options.inf_minibatch_size)
-    scored = score_matrix(model, source, compute, loader, workers, wanted=wanted)
+    candidates = None if options.full_val else sampled_candidates(source, options.inf_minibatch_size)
+    scored = score_matrix(model, source, compute, loader, workers, candidates=candidates)
     if scored is None:
         return None
-    own = own_pairs(scored.text_ids, scored.image_names, source.text_db.image_of)
-    return (recalls if options.full_val else sampled_recalls)(scored.scores, own)
+    return recalls(ranks(scored.scores, source.image_of)) if options.full_val else sampled_recalls(scored.scores)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def measure(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
         train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
         train_batch_size=arguments.micro_steps, negative_size=arguments.negative_size, hard_neg_size=31, num_train_steps=1000,
     )  # fmt: skip
-    compute = Compute(Precision(choose_precision(arguments.precision, False, CPU), CPU), ChunkSize())
+    precision = Precision(choose_precision(arguments.precision, False, CPU), CPU)
+    compute = Compute(precision, ChunkSize.for_device(CPU, config.intermediate_size, arguments.negative_size + 1))
     torch.manual_seed(0)
     trainer = Trainer(RetrievalModel(config), options, compute, workers)
     communicating: list[float] = []

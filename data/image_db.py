@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -133,6 +133,11 @@ class ImageDatabase:
 
     def __contains__(self, name: str) -> bool:
         return (self._kept is None or name in self._kept) and name in self._store
+
+    def absent(self, names: Collection[str]) -> list[str]:
+        """Those of ``names`` that have no record, or no number of boxes."""
+        without = self._store.absent(names)
+        return without if self._kept is None else without + [name for name in names if name not in self._kept]
 
     def __getitem__(self, name: str) -> Image:
         record = self._store.get(name)

@@ -33,8 +33,9 @@ class PairSource:
         max_txt_len: leave out texts of more word pieces; -1 for none.
 
     Attributes:
-        text_ids: the texts within ``max_txt_len``, in the database's order.
+        texts: places in ``text_db.ids`` of the texts within ``max_txt_len``, in their order.
         image_names: the images that the text database names, in its order. An image database may hold other splits' images too.
+        image_of: the place in ``image_names`` of the image of each text in ``text_db.ids``.
 
     Raises:
         InputError: a database is missing or damaged, a text or an image that the sidecars name is absent, or the model's
@@ -47,22 +48,22 @@ class PairSource:
         self.config = config
         self.text_db = TextDatabase(txt_db)
         self.image_db = ImageDatabase(img_db, **image_settings)
-        self.image_names = list(dict.fromkeys(self.text_db.image_of[text_id] for text_id in self.text_db.ids))
+        self.image_names, self.image_of = self.text_db.images, self.text_db.image_of
         lengths = self.text_db.lengths
-        self.text_ids = [i for i in self.text_db.ids if max_txt_len == -1 or lengths[i] <= max_txt_len]
+        self.texts = np.flatnonzero(lengths <= (lengths.max() if max_txt_len == -1 else max_txt_len))
         if self.text_db.vocab_size != config.vocab_size:
             message = f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size}, the model has {config.vocab_size}"
             if self.text_db.vocab_size > config.vocab_size:
                 raise InputError(message)
             LOGGER.warning("%s: is it the same one, padded?", message)
-        longest = max(self.text_ids, key=lengths.__getitem__, default=None)
-        if longest is not None:
-            check_length(longest, lengths[longest], config)
+        if len(self.texts):
+            longest = int(self.texts[lengths[self.texts].argmax()])
+            check_length(self.text_db.ids[longest], int(lengths[longest]), config)
         with self:  # open environments must not cross the fork of the loader's workers
-            absent = [text_id for text_id in self.text_ids if text_id not in self.text_db]
+            absent = self.text_db.absent()
             if absent:
                 raise InputError(f"{txt_db}: text {absent[0]!r}, which id2len.json names, is absent ({len(absent)} in all)")
-            absent = [name for name in self.image_names if name not in self.image_db]
+            absent = self.image_db.absent(self.image_names)
             if absent:
                 raise InputError(f"{img_db}: image {absent[0]!r}, which {txt_db} names, is absent ({len(absent)} in all)")
 
@@ -143,19 +144,14 @@ class HardNegativeTask(Dataset[Half]):
         self.micro_steps_per_pass = micro_steps_per_pass
         self.passes = micro_steps // micro_steps_per_pass
         self.seed, self.worker = seed, worker
-        self.texts: list[list[str]] = []  # of this worker, by source
-        self.places: list[dict[str, list[int]]] = []  # by source, image → places of its texts in self.texts
-        self.image_places: list[dict[str, int]] = []
-        for source in self.sources:
-            kept = source.text_ids[worker::workers]
-            places: dict[str, list[int]] = {}
-            for place, text_id in enumerate(kept):
-                places.setdefault(source.text_db.image_of[text_id], []).append(place)
-            self._check(source, len(kept), max(map(len, places.values()), default=0), workers)
-            self.texts.append(kept)
-            self.places.append(places)
-            self.image_places.append({name: place for place, name in enumerate(source.image_names)})
-        self.bounds = np.cumsum([len(kept) for kept in self.texts])
+        self.texts = [source.texts[worker::workers] for source in self.sources]  # of this worker, places in text_db.ids
+        self.of_images = [  # their numbers, one image's behind the other's, and where those of each image begin
+            _grouped(source.image_of[texts], len(source.image_names))
+            for source, texts in zip(self.sources, self.texts, strict=True)
+        ]
+        for source, texts, (_, starts) in zip(self.sources, self.texts, self.of_images, strict=True):
+            self._check(source, len(texts), int(np.diff(starts).max()), workers)
+        self.bounds = np.cumsum([len(texts) for texts in self.texts])
         self._shuffled: dict[Anchor, tuple[int, np.ndarray]] = {}  # the shuffle last used, with its epoch
 
     def __len__(self) -> int:
@@ -180,14 +176,18 @@ class HardNegativeTask(Dataset[Half]):
         example = int(self._shuffled[anchor][1][position])
         number = int(np.searchsorted(self.bounds, example, side="right"))
         source, texts = self.sources[number], self.texts[number]
-        text_id = texts[example - int(self.bounds[number]) + len(texts)]
-        name = source.text_db.image_of[text_id]
+        ids, names = source.text_db.ids, source.image_names
+        text = texts[example - int(self.bounds[number]) + len(texts)]
+        image = int(source.image_of[text])
         rng = self._rng(anchor, 1, step)
         if anchor == "image":
-            drawn = draw_others(rng, len(texts), self.places[number][name], self.negative_size)
-            return [(source, text_id, name), *((source, texts[place], name) for place in drawn)]
-        drawn = draw_others(rng, len(source.image_names), [self.image_places[number][name]], self.negative_size)
-        return [(source, text_id, name), *((source, text_id, source.image_names[place]) for place in drawn)]
+            numbers, starts = self.of_images[number]
+            drawn = draw_others(rng, len(texts), numbers[starts[image] : starts[image + 1]], self.negative_size)
+            others = [(ids[place], names[image]) for place in texts[drawn]]
+        else:
+            drawn = draw_others(rng, len(names), [image], self.negative_size)
+            others = [(ids[text], names[place]) for place in drawn]
+        return [(source, *pair) for pair in [(ids[text], names[image]), *others]]
 
     def _rng(self, anchor: Anchor, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.worker, anchor == "text", purpose, number])
@@ -206,7 +206,13 @@ class HardNegativeTask(Dataset[Half]):
             )
 
 
-def draw_others(rng: np.random.Generator, total: int, excluded: Sequence[int], count: int) -> np.ndarray:
+def _grouped(groups: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """0, 1, … sorted by their ``groups``, numbers below ``count``, and the bounds of each group, (count + 1,)."""
+    order = groups.argsort(kind="stable").astype(np.int32)
+    return order, np.searchsorted(groups[order], np.arange(count + 1))
+
+
+def draw_others(rng: np.random.Generator, total: int, excluded: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
     """``count`` different numbers below ``total``, uniformly among those that are not in ``excluded``, which is sorted."""
     drawn = rng.choice(total - len(excluded), size=count, replace=False)
     for number in excluded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ import lz4.frame
 import msgpack
 import numpy as np
 
+from data.names import Names
 from data.store import LmdbReader, LmdbWriter, is_special
 from utils.errors import InputError
 from utils.files import read_json, save_json
@@ -34,9 +35,14 @@ class Text:
 class TextDatabase:
     """The captions of one split.
 
-    ``ids`` has the order of ``id2len.json``; ``lengths`` is that file, ``image_of`` is ``txt2img.json`` for these ids,
-    ``texts_of`` is ``img2txts.json``. Raises ``InputError`` when a file is missing, malformed or contradicts another, and when
-    there is no text.
+    Attributes:
+        ids: the texts, in the order of ``id2len.json``.
+        lengths: (texts,) int32, word pieces of each, from the same file.
+        images: names of the images that have a text here, in the order of their first ones.
+        image_of: (texts,) int32, the place in ``images`` of each text's image.
+
+    Raises:
+        InputError: a file is missing, malformed or contradicts another, or there is no text.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -45,16 +51,22 @@ class TextDatabase:
             raise InputError(f"{self.path}: no such text database")
         self._store = LmdbReader(self.path)
         self._read_meta(self.path / "meta.json")
-        self.lengths = _read_map(self.path / "id2len.json", "a number of word pieces", lambda n: type(n) is int and n >= 0)
-        if not self.lengths:
+        lengths = _read_map(self.path / "id2len.json", "a number of word pieces", lambda n: type(n) is int and 0 <= n < 2**31)
+        if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")
-        self.ids = list(self.lengths)
-        self._read_images()
+        self.ids = Names(lengths)
+        self.lengths = np.fromiter(lengths.values(), np.int32, len(lengths))
+        image_of = self._read_images(lengths)
+        place_of: dict[str, int] = {}
+        places = [place_of.setdefault(image_of[text_id], len(place_of)) for text_id in lengths]
+        self.images = Names(place_of)
+        self.image_of = np.array(places, np.int32)
 
     def fingerprint(self) -> str:
         """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of the files beside it in full."""
-        beside = [self.vocab_size, self.cls_id, self.sep_id, self.lengths, self.image_of]
-        return hashlib.sha256((self._store.fingerprint() + json.dumps(beside)).encode()).hexdigest()
+        numbers = json.dumps([self._store.fingerprint(), self.vocab_size, self.cls_id, self.sep_id]).encode()
+        beside = [numbers, self.ids.packed, self.lengths.tobytes(), self.images.packed, self.image_of.tobytes()]
+        return hashlib.sha256(b"".join(beside)).hexdigest()
 
     def _read_meta(self, file: Path) -> None:
         meta = read_json(file)
@@ -70,29 +82,30 @@ class TextDatabase:
         self.cls_id: int = meta["CLS"]
         self.sep_id: int = meta["SEP"]
 
-    def _read_images(self) -> None:
+    def _read_images(self, texts: Collection[str]) -> dict[str, str]:
+        """``txt2img.json``, which ``img2txts.json`` must agree with on all ``texts``."""
         image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
-        all_images = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
-        missing = next((text_id for text_id in self.ids if text_id not in all_images), None)
+        image_of: dict[str, str] = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
+        missing = next((text_id for text_id in texts if text_id not in image_of), None)
         if missing is not None:
             raise InputError(f"{image_file}: has no text {missing!r}, which id2len.json names")
-        self.image_of: dict[str, str] = {text_id: all_images[text_id] for text_id in self.ids}
-        self.texts_of: dict[str, list[str]] = _read_map(texts_file, "a list of text ids", _is_text_list)
         listed = set()
-        for image, texts in self.texts_of.items():
-            for text_id in texts:
-                if all_images.get(text_id) != image:
+        for image, of_image in _read_map(texts_file, "a list of text ids", _is_text_list).items():
+            for text_id in of_image:
+                if image_of.get(text_id) != image:
                     raise InputError(f"{texts_file}: lists text {text_id!r} for {image!r}, the other files do not")
-            listed.update(texts)
-        missing = next((text_id for text_id in self.ids if text_id not in listed), None)
+            listed.update(of_image)
+        missing = next((text_id for text_id in texts if text_id not in listed), None)
         if missing is not None:
-            raise InputError(f"{texts_file}: does not list text {missing!r} for its image {self.image_of[missing]!r}")
+            raise InputError(f"{texts_file}: does not list text {missing!r} for its image {image_of[missing]!r}")
+        return image_of
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __contains__(self, text_id: str) -> bool:
-        return text_id in self._store
+    def absent(self) -> list[str]:
+        """Those of ``ids`` that have no record."""
+        return self._store.absent(self.ids)
 
     def __getitem__(self, text_id: str) -> Text:
         record = self._store.get(text_id)
@@ -115,7 +128,8 @@ class TextDatabase:
         image = fields.pop("img_fname", None)
         if isinstance(image, bytes):
             image = image.decode()
-        expected = self.image_of.get(text_id)
+        place = self.ids.place(text_id)
+        expected = None if place is None else self.images[self.image_of[place]]
         if image is None or image != expected:
             raise ValueError(f"img_fname is {image!r}, txt2img.json says {expected!r}")
         return image

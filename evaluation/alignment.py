@@ -31,8 +31,10 @@ class PositiveTask(Dataset[PairBatch]):
         return len(self.starts)
 
     def __getitem__(self, number: int) -> PairBatch:
-        ids = self.source.text_db.ids[self.starts[number] :][:PAIRS_PER_BLOCK]
-        return read_pairs([(self.source, text_id, self.source.text_db.image_of[text_id]) for text_id in ids])
+        source, first = self.source, self.starts[number]
+        images = source.image_of[first : first + PAIRS_PER_BLOCK]
+        ids = source.text_db.ids[first : first + PAIRS_PER_BLOCK]
+        return read_pairs([(source, text_id, source.image_names[image]) for text_id, image in zip(ids, images, strict=True)])
 
 
 @torch.no_grad()

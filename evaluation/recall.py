@@ -1,66 +1,80 @@
 """Recall@K in both directions. A negative that ties with the positive counts as ranked before it, so ties never flatter.
 
-Shapes: T texts, I images.
+Shapes: T texts, I images, C candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 CUTOFFS = (1, 5, 10)
+ROWS_AT_A_TIME = 256
 
 
-def own_pairs(text_ids: Sequence[str], image_names: Sequence[str], image_of: Mapping[str, str]) -> np.ndarray:
-    """(T, I) booleans: whether the text belongs to the image."""
-    column_of = {name: column for column, name in enumerate(image_names)}
-    own = np.zeros((len(text_ids), len(image_names)), bool)
-    own[np.arange(len(text_ids)), [column_of[image_of[text_id]] for text_id in text_ids]] = True
-    return own
+class Ranks(NamedTuple):
+    """How many negatives score at least as high as the best positive, and how many of all these exactly as high.
 
-
-def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """For each row that has a positive the rank, from 0, of its best positive: how many negatives score at least as high.
-
-    ``scores`` (rows, columns) float, ``own`` (rows, columns) bool → (rows with a positive,).
+    Attributes:
+        txt: (images that have a text,), among all texts.
+        img: (T,), among all images.
+        ties: by ``"txt"`` and ``"img"``, over all queries.
     """
-    scores, own = scores[own.any(axis=1)], own[own.any(axis=1)]
-    best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
-    return ((scores >= best) & ~own).sum(axis=1)
+
+    txt: np.ndarray
+    img: np.ndarray
+    ties: dict[str, int]
 
 
-def recalls(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
+def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
+    """The ranks, from 0, in ``scores`` (T, I), where the image of each text is column ``image_of`` (T,).
+
+    Reads the matrix once, some rows at a time, and makes nothing of its size, so that it may lie on disk.
+    """
+    texts, images = scores.shape
+    own = scores[np.arange(texts), image_of]
+    best = np.full(images, -np.inf, scores.dtype)
+    np.maximum.at(best, image_of, own)
+    ahead_of_text, equal_to_text = np.zeros(texts, np.int64), 0
+    ahead_of_image, equal_to_image = np.zeros(images, np.int64), np.zeros(images, np.int64)
+    for first in range(0, texts, ROWS_AT_A_TIME):
+        rows = slice(first, first + ROWS_AT_A_TIME)
+        block, positive = scores[rows], own[rows, None]
+        ahead_of_text[rows] = (block >= positive).sum(axis=1) - 1
+        equal_to_text += int((block == positive).sum()) - len(block)
+        ahead_of_image += (block >= best).sum(axis=0)
+        equal_to_image += (block == best).sum(axis=0)
+    best_positives = np.bincount(image_of[own == best[image_of]], minlength=images)
+    described = np.bincount(image_of, minlength=images) > 0
+    ties = {"txt": int((equal_to_image - best_positives)[described].sum()), "img": equal_to_text}
+    return Ranks((ahead_of_image - best_positives)[described], ahead_of_text, ties)
+
+
+def recalls(found: Ranks) -> dict[str, float]:
     """The nine published numbers, as fractions: ``txt_*`` finds an image's texts, ``img_*`` a text's image.
 
     Keys ``txt_r1 txt_r5 txt_r10 txt_r_mean img_r1 img_r5 img_r10 img_r_mean r_mean``.
     """
-    text_retrieval = _at_cutoffs("txt", ranks(scores.T, own.T))
-    return _with_mean(text_retrieval, _at_cutoffs("img", ranks(scores, own)))
+    return _with_mean(_at_cutoffs("txt", found.txt), _at_cutoffs("img", found.img))
 
 
-def as_published(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
+def as_published(found: Ranks) -> dict[str, float]:
     """The nine numbers as the published program counts them, up to ties, to compare with the paper (docs/fidelity.md).
 
     For image retrieval it counts row numbers along with ranks: each of the first K texts whose image is in its top 10 is one
     hit more at K. Over T texts that adds up to K / T to ``img_rK``; text retrieval is not affected.
     """
-    text_retrieval = _at_cutoffs("txt", ranks(scores.T, own.T))
-    found = ranks(scores, own)
-    rows = np.flatnonzero(found < max(CUTOFFS))
-    return _with_mean(text_retrieval, _at_cutoffs("img", found, extra_hits=rows))
+    rows = np.flatnonzero(found.img < max(CUTOFFS))
+    return _with_mean(_at_cutoffs("txt", found.txt), _at_cutoffs("img", found.img, extra_hits=rows))
 
 
-def sampled_recalls(scores: np.ndarray, own: np.ndarray) -> dict[str, float]:
-    """Image retrieval alone, for a matrix in which only some candidates of each text are scored; ``r_mean`` is its mean."""
-    image_retrieval = _at_cutoffs("img", ranks(scores, own))
+def sampled_recalls(scores: np.ndarray) -> dict[str, float]:
+    """Image retrieval alone, among some candidates of each text: (T, C), its own image first. ``r_mean`` is its mean."""
+    image_retrieval = _at_cutoffs("img", (scores[:, 1:] >= scores[:, :1]).sum(axis=1))
     return image_retrieval | {"r_mean": image_retrieval["img_r_mean"]}
-
-
-def ties(scores: np.ndarray, own: np.ndarray) -> int:
-    """How many negatives have exactly the score of a positive in their row."""
-    return sum(int(((row == row[mine].max()) & ~mine).sum()) for row, mine in zip(scores, own, strict=True) if mine.any())
 
 
 def table(rows: Mapping[str, Mapping[str, float]], more: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:

@@ -1,4 +1,4 @@
-"""A score matrix that lives on disk while it is computed, so that a killed evaluation goes on where it stopped.
+"""Score matrices that are not finished: in memory, or on disk, where a killed evaluation goes on where it stopped.
 
 ``scores.partial.npy`` holds it, NaN where nothing has been scored yet; ``scores.partial.json`` says what the scores are of.
 """
@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import logging
+import math
+import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from utils.errors import InputError
 from utils.files import read_json, remove_leftovers, replacing, save_json
 
+IN_MEMORY_BYTES = 256 << 20
 LOGGER = logging.getLogger(__name__)
 
 
@@ -71,11 +74,28 @@ class UnfinishedScores:
         return 1 - float(np.isnan(scores).mean())
 
 
+def unscored(shape: tuple[int, int]) -> np.ndarray:
+    """A matrix of NaN, float32, in a temporary file if it is large. Raises ``InputError`` when there is no room for it."""
+    if 4 * math.prod(shape) <= IN_MEMORY_BYTES:
+        return np.full(shape, np.nan, np.float32)
+    with tempfile.TemporaryFile() as file:  # nameless, and gone with the array
+        try:
+            _write_rows(file, shape)
+        except OSError as error:
+            size = 4 * math.prod(shape)
+            raise InputError(f"{tempfile.gettempdir()}: no room for {size:,} bytes of scores ({error.strerror})") from error
+        return np.memmap(file, np.float32, "r+", shape=shape)
+
+
 def _write_unscored(path: Path, shape: tuple[int, int]) -> None:
+    with replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        _write_rows(file, shape)
+
+
+def _write_rows(file: IO[bytes], shape: tuple[int, int]) -> None:
     """Written out rather than left sparse: a full disk says so now, and not by a SIGBUS in the middle of the scoring."""
     row = np.full(shape[1], np.nan, np.float32).tobytes()
-    with replacing(path) as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for _ in range(shape[0]):
-            file.write(row)
+    for _ in range(shape[0]):
+        file.write(row)
+    file.flush()

@@ -7,12 +7,16 @@ H hidden width, A heads, D = H / A head width.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.config import UniterConfig
+from model.linear import Linear
+from model.memory import forgotten
 from utils.precision import full_precision
 
 LAYER_NORM_EPS = 1e-12
@@ -24,27 +28,27 @@ class SelfAttention(nn.Module):
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend from ``queries`` (B, Q, H) to ``hidden`` (B, N, H) where ``mask`` (B, 1, 1, N) is true → (B, Q, H)."""
-        context = F.scaled_dot_product_attention(
-            self._split(self.query(queries)),
-            self._split(self.key(hidden)),
-            self._split(self.value(hidden)),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, again: bool) -> Tensor:
+        """Attend from ``queries`` (B, Q, H) to ``hidden`` (B, N, H) where ``mask`` (B, 1, 1, N) is true → (B, Q, H).
+
+        With ``again`` the backward pass repeats what a CPU would keep: its attention with dropout writes out all (B, A, Q, N).
+        """
+        attend = partial(F.scaled_dot_product_attention, dropout_p=self.dropout if self.training else 0.0)
+        if again and hidden.device.type == "cpu":
+            attend = partial(checkpoint, attend, use_reentrant=False)
+        context = attend(self._split(self.query(queries)), self._split(self.key(hidden)), self._split(self.value(hidden)), mask)
         return context.transpose(1, 2).flatten(2)  # (B, A, Q, D) → (B, Q, H)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """S = Q Kᵀ / √D before any softmax, in fp32: (B, N, H) → (B, A, N, N)."""
         with full_precision(hidden.device):
             hidden = hidden.float()
-            queries, keys = self._split(self.query(hidden)), self._split(self.key(hidden))
+            queries, keys = (self._split(F.linear(hidden, layer.weight, layer.bias)) for layer in (self.query, self.key))
             return queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])
 
     def _split(self, rows: Tensor) -> Tensor:
@@ -56,7 +60,7 @@ class AddNorm(nn.Module):
 
     def __init__(self, width: int, config: UniterConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, config.hidden_size)
+        self.dense = Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -73,9 +77,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = AddNorm(config.hidden_size, config)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, Q, H), (B, N, H), (B, 1, 1, N) → (B, Q, H)."""
-        return self.output(self.self(queries, hidden, mask), queries)
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, again: bool) -> Tensor:
+        """(B, Q, H), (B, N, H), (B, 1, 1, N) → (B, Q, H); ``again`` as in ``SelfAttention``."""
+        return self.output(self.self(queries, hidden, mask, again=again), queries)
 
 
 class Intermediate(nn.Module):
@@ -83,11 +87,11 @@ class Intermediate(nn.Module):
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense = Linear(config.hidden_size, config.intermediate_size)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, Q, H) → (B, Q, intermediate)."""
-        return F.gelu(self.dense(rows))
+        return self.dense(rows, gelu=True)
 
 
 class Block(nn.Module):
@@ -99,10 +103,18 @@ class Block(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddNorm(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, *, cls_only: bool = False) -> Tensor:
-        """(B, N, H) → (B, N, H), or (B, 1, H) for the [CLS] row alone, whose value is the same."""
-        rows = self.attention(hidden[:, :1] if cls_only else hidden, hidden, mask)
-        return self.output(self.intermediate(rows), rows)
+    def forward(self, hidden: Tensor, mask: Tensor | None, *, cls_only: bool = False, again: bool = False) -> Tensor:
+        """(B, N, H) → (B, N, H), or (B, 1, H) for the [CLS] row alone, whose value is the same.
+
+        With ``again`` the backward pass repeats GELU, and on a CPU attention, instead of keeping what they are made of.
+        """
+        rows = self.attention(hidden[:, :1] if cls_only else hidden, hidden, mask, again=again)
+        if not again:
+            return self.output(self.intermediate(rows), rows)
+        wide = self.intermediate.dense(rows)
+        active = F.gelu(wide)
+        with forgotten(active, partial(F.gelu, wide.detach())):
+            return self.output(active, rows)
 
 
 class Pooler(nn.Module):

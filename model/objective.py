@@ -49,8 +49,19 @@ class Objective:
 
     def __call__(self, model: RetrievalModel, half: Half, compute: Compute) -> HalfLoss:
         """The loss terms of ``half``; leaves ``model`` in training mode."""
+        return self.loss(model, half, compute, self.mine(model, half, compute) if self.mining == "hard" else None)
+
+    @torch.no_grad()
+    def mine(self, model: RetrievalModel, half: Half, compute: Compute) -> Tensor:
+        """Score the candidates → (G, C) raw scores; leaves ``model`` in evaluation mode."""
+        model.eval()
+        compute = compute.for_mining()
+        with model.prepared(compute):
+            return model(half.batch, compute).scores.view(half.groups, -1)
+
+    def loss(self, model: RetrievalModel, half: Half, compute: Compute, candidates: Tensor | None) -> HalfLoss:
+        """The loss terms on the hardest of the candidates by their scores (G, C), or without scores on the first ones."""
         pairs = half.batch.pairs.view(half.groups, -1, 2)  # (G, C, 2)
-        candidates = self._score_candidates(model, half, compute) if self.mining == "hard" else None
         if candidates is not None:
             kept = hardest(candidates, self.hard_neg_size).cpu()
         else:  # negatives are drawn at random, so the first are as random as any
@@ -72,8 +83,3 @@ class Objective:
             for group, length in enumerate(text_lengths)
         ]
         return HalfLoss(kept_pairs, terms, torch.stack(alignment), candidates)
-
-    @torch.no_grad()
-    def _score_candidates(self, model: RetrievalModel, half: Half, compute: Compute) -> Tensor:
-        model.eval()
-        return model(half.batch, compute).scores.view(half.groups, -1)

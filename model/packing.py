@@ -14,15 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """Upper bounds on a chunk: padded tokens (its activations should fit the caches of a CPU, or fill a GPU) and pairs."""
+    """Upper bounds on a chunk: padded tokens, and pairs."""
 
     tokens: int = 2048
     pairs: int = 400
 
     @classmethod
-    def for_device(cls, device: torch.device, pairs: int) -> ChunkSize:
-        """The token bound that suits a device."""
-        return cls(tokens=2048 if device.type == "cpu" else 32768, pairs=pairs)
+    def for_device(cls, device: torch.device, widest: int, pairs: int) -> ChunkSize:
+        """So many tokens that activations ``widest`` numbers wide fit a CPU's caches or fill a GPU (docs/performance.md)."""
+        numbers = 3 << 20 if device.type == "cpu" else 96 << 20
+        return cls(tokens=max(1, numbers // widest), pairs=pairs)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from data.batch import PairBatch
 from model.config import UniterConfig
+from model.linear import packed_weights
 from model.packing import ChunkSize
 from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
@@ -20,10 +22,24 @@ from utils.precision import Precision
 
 @dataclass(frozen=True)
 class Compute:
-    """How the encoder computes: where and in which arithmetic, and in chunks of which size, which changes no result."""
+    """How the encoder computes.
+
+    Attributes:
+        precision: the device and the arithmetic.
+        chunk: bounds of what it runs on at a time, which change no result.
+        mining: the arithmetic in which candidates are scored to find the hard ones; that of ``precision`` if None.
+        checkpointing: keep only each layer's input for the backward pass and compute the layer again there (Chen et al. 2016,
+            arXiv 1604.06174), which changes no result.
+    """
 
     precision: Precision
     chunk: ChunkSize
+    mining: Precision | None = None
+    checkpointing: bool = False
+
+    def for_mining(self) -> Compute:
+        """How candidates are scored."""
+        return replace(self, precision=self.mining or self.precision)
 
 
 class Scored(NamedTuple):
@@ -56,8 +72,12 @@ class RetrievalModel(nn.Module):
     def score(self, embedded: Embedded, pairs: Tensor, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
         """Score ``pairs`` (P, 2) of embedded texts and images; the head computes in fp32, so that scores do not tie."""
         with compute.precision.autocast():
-            encoded = self.uniter.encode(embedded, pairs, compute.chunk, request)
+            encoded = self.uniter.encode(embedded, pairs, compute.chunk, request, checkpointing=compute.checkpointing)
         return Scored(self.rank_output(self.uniter.pooler(encoded.cls.float())).squeeze(1), encoded.maps)
+
+    def prepared(self, compute: Compute) -> AbstractContextManager[None]:
+        """The context in which many pairs are scored without gradient by weights that do not change."""
+        return packed_weights(self.uniter.encoder, compute.precision.dtype)
 
     def forward(self, batch: PairBatch, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
         """Embed and score the pairs of ``batch``."""

@@ -6,11 +6,13 @@ Shapes: P pairs, B pairs of a chunk, N joined length (words then regions), H hid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from data.batch import PairBatch, Ragged
 from model.config import UniterConfig
@@ -54,7 +56,9 @@ class UniterEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, chunk: Chunk, request: MapRequest) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
+    def forward(
+        self, hidden: Tensor, chunk: Chunk, request: MapRequest, *, checkpointing: bool
+    ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
         """(B, N, H) → [CLS] rows (B, H) and, by (layer, pair), the maps of the requested pairs that are in this chunk."""
         wanted = [(row, pair) for row, pair in enumerate(chunk.members.tolist()) if pair in request.pairs]
         maps: dict[tuple[int, int], Tensor] = {}
@@ -65,7 +69,13 @@ class UniterEncoder(nn.Module):
                 for (row, pair), score in zip(wanted, scores, strict=True):
                     length = int(chunk.lengths[row])
                     maps[number, pair] = score[:, :length, :length]
-            hidden = block(hidden, chunk.mask, cls_only=number == len(self.layer) - 1)
+            run = partial(block, cls_only=number == len(self.layer) - 1)
+            if not torch.is_grad_enabled():
+                hidden = run(hidden, chunk.mask)
+            elif checkpointing:
+                hidden = checkpoint(run, hidden, chunk.mask, use_reentrant=False)
+            else:
+                hidden = run(hidden, chunk.mask, again=True)
         return hidden[:, 0], maps
 
 
@@ -94,7 +104,9 @@ class UniterModel(nn.Module):
         images = self.img_embeddings(batch.features.rows, batch.boxes, self.embeddings.image_type)
         return Embedded(Ragged(texts, batch.tokens.lengths), Ragged(images, batch.features.lengths))
 
-    def encode(self, embedded: Embedded, pairs: Tensor, size: ChunkSize, request: MapRequest = NO_MAPS) -> Encoded:
+    def encode(
+        self, embedded: Embedded, pairs: Tensor, size: ChunkSize, request: MapRequest = NO_MAPS, *, checkpointing: bool = False
+    ) -> Encoded:
         """Encode ``pairs`` (P, 2), indices into the embedded texts and images, in chunks of at most ``size``.
 
         The last layer computes its [CLS] rows alone; a map is computed beside the layer it belongs to, for its pair only, so
@@ -112,7 +124,8 @@ class UniterModel(nn.Module):
         for chunk in chunks(embedded.texts.lengths, embedded.images.lengths, pairs, size):
             chunk = chunk.to(table.device)
             joined = F.embedding(chunk.rows, table)  # (B, N, H)
-            rows, maps = self.encoder(F.dropout(joined, self.config.hidden_dropout_prob, self.training), chunk, request)
+            joined = F.dropout(joined, self.config.hidden_dropout_prob, self.training)
+            rows, maps = self.encoder(joined, chunk, request, checkpointing=checkpointing)
             cls.append(rows)
             members.append(chunk.members)
             found |= maps

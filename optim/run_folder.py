@@ -20,7 +20,7 @@ from torch import Tensor
 from data.tasks import PairSource
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
-from model.retrieval import RetrievalModel
+from model.retrieval import Compute, RetrievalModel
 from optim.progress import Progress
 from utils.distributed import Workers
 from utils.errors import InputError
@@ -193,14 +193,15 @@ class RunFolder:
 
 
 def recipe_of(
-    options: TrainOptions, training: Sequence[PairSource], val: PairSource, config: UniterConfig, precision: str
+    options: TrainOptions, training: Sequence[PairSource], val: PairSource, config: UniterConfig, compute: Compute
 ) -> dict[str, Any]:
     """What the result of a training depends on: the options that are not free, and what the free ones among them stand for."""
     recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if not field.metadata["free"]}
     data = [source.fingerprint() for source in training]
     recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
     recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}
-    return recipe | {"model_config": config.to_dict(), "precision": precision}
+    precisions = {"precision": compute.precision.name, "mining_precision": compute.for_mining().precision.name}
+    return recipe | {"model_config": config.to_dict(), **precisions}
 
 
 def _check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from data.batch import Half
 from data.image_db import ImageDatabase
 from data.loader import Loader
 from data.tasks import PairSource, read_pairs
-from evaluation.recall import as_published, own_pairs, ranks, recalls
+from evaluation.recall import as_published, ranks, recalls
 from evaluation.score import score_matrix
 from model.objective import Objective
 from model.retrieval import Compute, RetrievalModel
@@ -78,8 +78,8 @@ def test_plain_ranking_sees_the_same_sequences(golden: Golden, compute: Compute,
 
 def test_evaluation_matrix(golden: Golden, compute: Compute, loader: Loader) -> None:
     scored = score_matrix(golden.model(), golden.source(), compute, loader, Alone())
-    rows = [scored.text_ids.index(name) for name in golden.arrays["eval/txt_ids"].tolist()]
-    columns = [scored.image_names.index(name) for name in golden.arrays["eval/img_ids"].tolist()]
+    rows = [scored.text_ids.place(name) for name in golden.arrays["eval/txt_ids"].tolist()]
+    columns = [scored.image_names.place(name) for name in golden.arrays["eval/img_ids"].tolist()]
     assert relative_error(scored.scores[np.ix_(rows, columns)], golden.arrays["eval/scores"]) < 1e-4
 
 
@@ -104,22 +104,22 @@ def test_recalls(golden: Golden, kind: str) -> None:
     So its count at K is too high by exactly the number of texts among the first K whose image is in the top 10.
     """
     scores = golden.arrays[f"{kind}/scores"]
-    own = own_pairs(
-        golden.arrays["eval/txt_ids"].tolist(), golden.arrays["eval/img_ids"].tolist(), golden.source().text_db.image_of
-    )
+    database, images = golden.source().text_db, golden.arrays["eval/img_ids"].tolist()
+    image_of = np.array([images.index(database[text_id].image) for text_id in golden.arrays["eval/txt_ids"].tolist()])
+    found = ranks(scores, image_of)
     expected = golden.recall[kind]
-    published = as_published(scores, own)
+    published = as_published(found)
     assert published == pytest.approx(expected, rel=1e-4)
 
     top = torch.from_numpy(scores).topk(10, dim=1).indices
-    gold = torch.from_numpy(own.argmax(axis=1))[:, None]
-    right = recalls(scores, own)
+    gold = torch.from_numpy(image_of)[:, None]
+    right = recalls(found)
     for cutoff in (1, 5, 10):
         both_columns = (top == gold).nonzero()
         assert int((both_columns < cutoff).sum()) / len(scores) == pytest.approx(expected[f"img_r{cutoff}"])
         assert int((both_columns[:, 1] < cutoff).sum()) / len(scores) == pytest.approx(right[f"img_r{cutoff}"])
         assert right[f"txt_r{cutoff}"] == pytest.approx(expected[f"txt_r{cutoff}"])
-    assert len(ranks(scores, own)) == len(scores)
+    assert len(found.img) == len(scores)
 
 
 def test_schedules(golden: Golden) -> None:

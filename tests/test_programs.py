@@ -283,7 +283,7 @@ def test_damaged_databases(tmp_path: Path, databases: tuple[Path, Path], capsys:
     (lmdb_folder / "data.mdb").write_bytes(whole[: len(whole) // 2])
     assert "truncated" in fails(capsys, inf_itm.main, inference(text_db, image_db, tmp_path / "out"))
 
-    names = TextDatabase(text_db).image_of.values()
+    names = TextDatabase(text_db).images
     (lmdb_folder / "data.mdb").unlink()
     rewrite(lmdb_folder, dict.fromkeys(names, b"no msgpack"))
     assert "heldout" in fails(capsys, inf_itm.main, inference(text_db, image_db, tmp_path / "out"))

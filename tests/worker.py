@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.batch import Half
 from data.loader import Loader
+from data.names import Names
 from data.tasks import HardNegativeTask, PairSource
 from evaluation.alignment import alignment_of_positives
 from evaluation.score import sampled_candidates, score_matrix
@@ -70,7 +71,8 @@ def train_on(workers: Workers, dropout: float) -> dict[str, Any]:
 
 
 def first_texts(source: PairSource, count: int) -> PairSource:
-    source.text_db.ids = source.text_db.ids[:count]
+    source.text_db.ids = Names(source.text_db.ids[:count])
+    source.text_db.image_of = source.image_of = source.image_of[:count]
     return source
 
 
@@ -78,7 +80,7 @@ def evaluate(workers: Workers, count: int) -> dict[str, Any]:
     """All scores, some of them, and the alignment, of the first ``count`` texts; nothing on workers other than the first."""
     source, model, loader = first_texts(BUNDLED.source(), count), BUNDLED.model(), Loader(CPU)
     every = score_matrix(model, source, compute_of(), loader, workers, cache_bytes=400_000)
-    some = score_matrix(model, source, compute_of(), loader, workers, wanted=sampled_candidates(source, 5))
+    some = score_matrix(model, source, compute_of(), loader, workers, candidates=sampled_candidates(source, 5))
     alignment = alignment_of_positives(model, source, compute_of(), loader, workers)
     return {"every": every and every.scores, "some": some and some.scores, "alignment": alignment}
 

@@ -69,10 +69,14 @@ def choose_precision(precision: str | None, fp16: bool, device: torch.device) ->
 
 
 class Precision:
-    """The arithmetic of one run: an autocast context and, under fp16, a gradient scaler."""
+    """The arithmetic of one run: an autocast context and, under fp16, a gradient scaler.
+
+    ``dtype`` is the type that the encoder multiplies in.
+    """
 
     def __init__(self, name: Name, device: torch.device) -> None:
         self.name = name
+        self.dtype = DTYPES[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
@@ -80,7 +84,7 @@ class Precision:
         """The context in which the encoder runs; weights stay in fp32."""
         if self.name == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.name])
+        return torch.autocast(self.device.type, self.dtype)
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -76,6 +76,12 @@ class TrainOptions(MachineOptions, ImageOptions):
     hard_neg_size: int = option(31, "negatives kept for the loss")
     mining: Literal["hard", "random"] = option("hard", "keep the best-scored negatives, as published, or random ones")
     inf_minibatch_size: int = option(400, "most pairs in one chunk of the encoder; also images a text in quick validation")
+    mining_precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+        None, "arithmetic in which candidates are scored to find the hard ones, if not that of precision", free=True
+    )
+    checkpointing: bool = option(
+        False, "keep only the layers' inputs for the backward pass and compute the layers again there", free=True
+    )
     margin: float = option(0.2, "margin of the hinge")
 
     IAIS: Literal["singular", "distributed"] | None = option(None, "alignment loss; none for the plain ranking loss")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.recall import own_pairs, recalls, sampled_recalls, table, ties
+from evaluation.recall import ranks, recalls, sampled_recalls, table
 
 IMAGE_OF = {f"t{i}": f"v{i // 3}" for i in range(36)}
 TEXTS, IMAGES = sorted(IMAGE_OF), sorted(set(IMAGE_OF.values()))
+COLUMNS = np.array([IMAGES.index(IMAGE_OF[text]) for text in TEXTS])
+OWN = COLUMNS[:, None] == np.arange(len(IMAGES))
 
 
 def by_hand(scores: np.ndarray) -> dict[str, float]:
@@ -28,13 +30,20 @@ def by_hand(scores: np.ndarray) -> dict[str, float]:
     return result
 
 
+def ties_by_hand(scores: np.ndarray) -> dict[str, int]:
+    """Negatives with the very score of the best positive, over all rows and over all columns."""
+    by_row = sum(int((row[~mine] == row[mine]).sum()) for row, mine in zip(scores, OWN, strict=True))
+    by_column = sum(int((column[~mine] == column[mine].max()).sum()) for column, mine in zip(scores.T, OWN.T, strict=True))
+    return {"txt": by_column, "img": by_row}
+
+
 @pytest.mark.parametrize("levels", [10**6, 7], ids=["no ties", "many ties"])
 @pytest.mark.parametrize("seed", range(3))
 def test_recalls_match_counting_by_hand(seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
-    own = own_pairs(TEXTS, IMAGES, IMAGE_OF)
-    scores = ((rng.integers(0, levels, (36, 12)) + round(0.3 * levels) * own) / levels).astype(np.float32)
-    measured, expected = recalls(scores, own), by_hand(scores)
+    scores = ((rng.integers(0, levels, (36, 12)) + round(0.3 * levels) * OWN) / levels).astype(np.float32)
+    found = ranks(scores, COLUMNS)
+    measured, expected = recalls(found), by_hand(scores)
     assert {key: measured[key] for key in expected} == pytest.approx(expected)
     for way in ("txt", "img"):
         assert measured[f"{way}_r_mean"] == pytest.approx(np.mean([expected[f"{way}_r{k}"] for k in (1, 5, 10)]))
@@ -50,22 +59,36 @@ def test_recalls_match_counting_by_hand(seed: int, levels: int) -> None:
         "img_r_mean",
         "r_mean",
     ]
-    assert (ties(scores, own) > 0) == (levels == 7)
+    assert found.ties == ties_by_hand(scores)
+    assert (sum(found.ties.values()) > 0) == (levels == 7)
 
 
 def test_a_constant_score_finds_nothing() -> None:
-    own = own_pairs(TEXTS, IMAGES, IMAGE_OF)
-    assert recalls(np.zeros((36, 12), np.float32), own)["r_mean"] == 0
+    assert recalls(ranks(np.zeros((36, 12), np.float32), COLUMNS))["r_mean"] == 0
 
 
-def test_candidates_that_were_not_scored_rank_below() -> None:
-    own = own_pairs(TEXTS, IMAGES, IMAGE_OF)
-    scores = np.where(own, -5.0, -np.inf).astype(np.float32)
-    assert sampled_recalls(scores, own) == {"img_r1": 1, "img_r5": 1, "img_r10": 1, "img_r_mean": 1, "r_mean": 1}
+def test_images_without_a_text_are_candidates_and_no_queries() -> None:
+    """As where some texts of a split are left out; and a matrix of more rows than are read at a time."""
+    rng = np.random.default_rng(5)
+    columns = rng.integers(0, 3, 600)
+    scores = rng.random((600, 5), np.float32)
+    found = ranks(scores, columns)
+    assert (len(found.img), len(found.txt)) == (600, 3)
+    for text in (0, 255, 256, 599):
+        assert found.img[text] == (scores[text] > scores[text, columns[text]]).sum()
+    for image in range(3):
+        best = scores[columns == image, image].max()
+        assert found.txt[image] == (scores[columns != image, image] >= best).sum()
+
+
+def test_sampled_recalls_rank_the_first_candidate() -> None:
+    scores = np.array([[0.5, 0.4, 0.1], [0.5, 0.5, 0.1], [0.0, 0.5, 0.6]], np.float32)  # ranks 0, 1 and 2
+    expected = {"img_r1": 1 / 3, "img_r5": 1, "img_r10": 1, "img_r_mean": 7 / 9, "r_mean": 7 / 9}
+    assert sampled_recalls(scores) == pytest.approx(expected)
 
 
 def test_table_has_a_line_a_name() -> None:
-    own = own_pairs(TEXTS, IMAGES, IMAGE_OF)
-    lines = table({"one": recalls(own.astype(np.float32), own), "another": recalls(own.astype(np.float32), own)}).splitlines()
+    perfect = recalls(ranks(OWN.astype(np.float32), COLUMNS))
+    lines = table({"one": perfect, "another": perfect}).splitlines()
     assert len(lines) == 4
     assert lines[-1].split() == ["another"] + ["100.00"] * 7

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from data.loader import Loader
+from data.names import Names
 from evaluation.alignment import alignment_of_positives
 from evaluation.score import sampled_candidates, score_matrix
 from model.retrieval import Compute
@@ -19,23 +20,23 @@ from utils.errors import InputError
 @pytest.mark.parametrize("count", [2, 7, 40, 1000])
 def test_quick_validation_draws_its_candidates(bundled: Golden, count: int) -> None:
     source = bundled.source()
-    wanted = sampled_candidates(source, count)
-    assert (wanted.sum(axis=1) == min(count, 40)).all()
-    for row, text_id in enumerate(source.text_db.ids):
-        assert wanted[row, source.image_names.index(source.text_db.image_of[text_id])]
-    assert np.array_equal(wanted, sampled_candidates(source, count))
+    candidates = sampled_candidates(source, count)
+    assert candidates.shape == (len(source.text_db), min(count, 40))
+    assert np.array_equal(candidates[:, 0], source.image_of)
+    for row in candidates:
+        assert len(set(row.tolist()) & set(range(40))) == len(row)
+    assert np.array_equal(candidates, sampled_candidates(source, count))
     if count == 7:
-        assert len({row.tobytes() for row in wanted}) > 150
+        assert len({row.tobytes() for row in candidates}) > 150
 
 
-def test_only_wanted_pairs_are_scored(bundled: Golden, compute: Compute, loader: Loader) -> None:
+def test_only_candidates_are_scored(bundled: Golden, compute: Compute, loader: Loader) -> None:
     source, model = bundled.source(), bundled.model()
-    wanted = sampled_candidates(source, 5)
-    wanted[7] = False
-    some = score_matrix(model, source, compute, loader, Alone(), wanted=wanted).scores
+    candidates = sampled_candidates(source, 5)
     every = score_matrix(model, source, compute, loader, Alone()).scores
-    np.testing.assert_allclose(some[wanted], every[wanted], rtol=1e-5, atol=1e-5)
-    assert np.isneginf(some[~wanted]).all()
+    for cache_bytes in (1 << 30, 400_000):  # all images at once, and part by part
+        some = score_matrix(model, source, compute, loader, Alone(), candidates=candidates, cache_bytes=cache_bytes).scores
+        np.testing.assert_allclose(some, np.take_along_axis(every, candidates, axis=1), rtol=1e-5, atol=1e-5)
 
 
 def test_scores_that_are_not_finite_are_refused(bundled: Golden, compute: Compute, loader: Loader) -> None:
@@ -49,12 +50,16 @@ def test_alignment_of_positives_is_the_mean_over_pairs(
     bundled: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, model = bundled.source(), bundled.model()
-    monkeypatch.setattr(source.text_db, "ids", sorted(source.text_db.ids, key=source.text_db.lengths.__getitem__)[:4])
+    shortest = np.argsort(source.text_db.lengths)[:4]
+    monkeypatch.setattr(source, "image_of", source.image_of[shortest])
+    monkeypatch.setattr(source.text_db, "ids", Names(source.text_db.ids[place] for place in shortest))
+    monkeypatch.setattr(source.text_db, "image_of", source.image_of)
     monkeypatch.setattr("evaluation.alignment.PAIRS_PER_BLOCK", 3)
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
     expected = {"singular": {"L": 0.0, "V": 0.0}, "distributed": {"L": 0.0, "V": 0.0}}
     for text_id in source.text_db.ids:
-        text, image = source.text_db[text_id], source.image_db[source.text_db.image_of[text_id]]
+        text = source.text_db[text_id]
+        image = source.image_db[text.image]
         tokens = [source.text_db.cls_id, *text.input_ids.tolist(), source.text_db.sep_id]
         _, maps = naive.forward(weights, naive.Pair(tokens, image.features, image.boxes), 4, bundled.config.num_hidden_layers)
         for kind, by_way in expected.items():

@@ -63,8 +63,9 @@ def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any) -
 def test_flickr30k(tmp_path: Path) -> None:
     path = run(tmp_path, FLICKR)
     database, tokenizer = TextDatabase(path), load_tokenizer()
-    assert database.ids == ["5", "6", "10"]
-    assert database.texts_of == {"flickr30k_000000036979.npz": ["5", "6"], "flickr30k_000000065567.npz": ["10"]}
+    assert list(database.ids) == ["5", "6", "10"]
+    assert list(database.images) == ["flickr30k_000000036979.npz", "flickr30k_000000065567.npz"]
+    assert database.image_of.tolist() == [0, 0, 1]
     text = database["6"]
     assert text.input_ids.tolist() == tokenizer.encode("Unaffable café-goers!")
     assert text.extra == {
@@ -81,7 +82,7 @@ def test_flickr30k(tmp_path: Path) -> None:
     assert (meta["split"], meta["toker"], meta["v_range"]) == ("test", "bert-base-cased", [106, 28996])
     database.close()
     train = TextDatabase(run(tmp_path, FLICKR, "train"))
-    assert set(train.image_of.values()) == {"flickr30k_001000092795.npz"}
+    assert list(train.images) == ["flickr30k_001000092795.npz"]
     train.close()
 
 
@@ -108,8 +109,7 @@ def test_jsonl_and_csv_are_one(tmp_path: Path) -> None:
     from_csv = TextDatabase(run(tmp_path / "csv", (tmp_path / "written.csv").read_bytes(), "test", "rows.csv"))
     for database in (from_jsonl, from_csv):
         # Numbers of rows over all splits: the train split's row 1 is not here.
-        assert database.ids == ["0", "2"]
-        assert database.texts_of == {"a.npz": ["0", "2"]}
+        assert (list(database.ids), list(database.images)) == (["0", "2"], ["a.npz"])
         assert [database[text_id].extra["raw"] for text_id in database.ids] == ['Red, "round".', "Ein Kreis ü"]
         database.close()
 
