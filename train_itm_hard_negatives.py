@@ -16,6 +16,7 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import Half
+from data.image_cache import ImageCache
 from data.loader import Loader
 from data.tasks import HardNegativeTask, PairSource
 from evaluation.recall import ranks, recalls, sampled_recalls, table
@@ -100,7 +101,12 @@ def main(argv: Sequence[str]) -> None:
             micro_steps,
             options.train_batch_size,
         )
-        halves = stoppable(loader(task, task.halves_after(progress.updates * micro_steps)), stop)
+        cache = None
+        with workers.agreed():
+            cache = ImageCache.of(training, loader, options.image_cache * 2**30)
+        task.without_images = cache is not None
+        read = loader(task, task.halves_after(progress.updates * micro_steps))
+        halves = stoppable(map(cache.fill, read) if cache else read, stop)
 
         def measure() -> dict[str, float]:
             return workers.share(validate(model, val, compute, loader, workers, options))

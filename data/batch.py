@@ -97,12 +97,14 @@ class PairBatch:
 class Half(NamedTuple):
     """One half of one or more micro-steps: G anchors of one kind, each with its C candidates.
 
-    ``batch.pairs`` (G · C, 2) lists the groups one behind the other, each with its positive first.
+    ``batch.pairs`` (G · C, 2) lists the groups one behind the other, each with its positive first. ``images`` (I,) on the CPU,
+    in a half that came without their features, says which images of the task they are, counted through all its sources.
     """
 
     anchor: Literal["image", "text"]
     batch: PairBatch
     groups: int
+    images: Tensor | None = None
 
     def to(self, device: torch.device) -> Half:
         """The half with its batch on ``device``."""

@@ -57,6 +57,13 @@ class Names(Sequence[str]):
             first += 1
         return None
 
+    def index(self, name: object, *_: int) -> int:
+        """As of any sequence: ``place``, or ``ValueError`` if it is not among these."""
+        place = self.place(name)
+        if place is None:
+            raise ValueError(f"{name!r} is not among the names")
+        return place
+
     def __contains__(self, name: object) -> bool:
         return self.place(name) is not None
 

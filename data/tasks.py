@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -94,8 +95,11 @@ class PairSource:
         )
 
 
-def read_pairs(pairs: Sequence[tuple[PairSource, str, str]]) -> PairBatch:
-    """The batch of these (source, text id, image name), each distinct text and image read once."""
+def read_pairs(pairs: Sequence[tuple[PairSource, str, str]], *, without_images: bool = False) -> PairBatch:
+    """The batch of these (source, text id, image name), each distinct text and image read once.
+
+    ``without_images`` leaves features and boxes empty, for one who has them already.
+    """
     texts: dict[tuple[PairSource, str], int] = {}
     images: dict[tuple[PairSource, str], int] = {}
     indices = [
@@ -103,14 +107,15 @@ def read_pairs(pairs: Sequence[tuple[PairSource, str, str]]) -> PairBatch:
         for source, text_id, name in pairs
     ]
     first = pairs[0][0]
-    return collate(
+    batch = collate(
         [source.text_db[text_id] for source, text_id in texts],
-        [source.image_db[name] for source, name in images],
+        [] if without_images else [source.image_db[name] for source, name in images],
         torch.tensor(indices),
         cls_id=first.text_db.cls_id,
         sep_id=first.text_db.sep_id,
         config=first.config,
     )
+    return replace(batch, image_names=tuple(name for _, name in images))
 
 
 class HardNegativeTask(Dataset[Half]):
@@ -123,6 +128,9 @@ class HardNegativeTask(Dataset[Half]):
     Args:
         micro_steps: of the whole training, on this worker.
         worker: takes every ``workers``-th text.
+
+    Attributes:
+        without_images: leave their features out of the halves, which an ``ImageCache`` then fills.
 
     Raises:
         InputError: too few images or texts for ``negative_size``, or databases that disagree about [CLS] and [SEP].
@@ -140,6 +148,7 @@ class HardNegativeTask(Dataset[Half]):
         workers: int = 1,
     ) -> None:
         self.sources = list(sources)
+        self.without_images = False
         self.negative_size = negative_size
         self.micro_steps_per_pass = micro_steps_per_pass
         self.passes = micro_steps // micro_steps_per_pass
@@ -151,6 +160,8 @@ class HardNegativeTask(Dataset[Half]):
         ]
         for source, texts, (_, starts) in zip(self.sources, self.texts, self.of_images, strict=True):
             self._check(source, len(texts), int(np.diff(starts).max()), workers)
+        counts = [len(source.image_names) for source in self.sources]
+        self.first_image = dict(zip(self.sources, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
         self.bounds = np.cumsum([len(texts) for texts in self.texts])
         self._shuffled: dict[Anchor, tuple[int, np.ndarray]] = {}  # the shuffle last used, with its epoch
 
@@ -166,7 +177,12 @@ class HardNegativeTask(Dataset[Half]):
         anchor: Anchor = "image" if kind == 0 else "text"
         steps = range(index * self.micro_steps_per_pass, (index + 1) * self.micro_steps_per_pass)
         pairs = [pair for step in steps for pair in self.candidates(anchor, step)]
-        return Half(anchor, read_pairs(pairs), self.micro_steps_per_pass)
+        half = Half(anchor, read_pairs(pairs, without_images=self.without_images), self.micro_steps_per_pass)
+        if not self.without_images:
+            return half
+        distinct = dict.fromkeys((source, name) for source, _, name in pairs)  # in the batch's order
+        numbers = [self.first_image[source] + source.image_names.index(name) for source, name in distinct]
+        return half._replace(images=torch.tensor(numbers))
 
     def candidates(self, anchor: Anchor, step: int) -> list[tuple[PairSource, str, str]]:
         """The (source, text id, image name) of one half of micro-step ``step``, the positive first."""

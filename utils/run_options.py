@@ -82,6 +82,11 @@ class TrainOptions(MachineOptions, ImageOptions):
     checkpointing: bool = option(
         False, "keep only the layers' inputs for the backward pass and compute the layers again there", free=True
     )
+    image_cache: float = option(
+        1.0,
+        "hold the training images in the device's memory if they take at most so many GiB; 0: read each as it is needed",
+        free=True,
+    )
     margin: float = option(0.2, "margin of the hinge")
 
     IAIS: Literal["singular", "distributed"] | None = option(None, "alignment loss; none for the plain ranking loss")
