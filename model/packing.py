@@ -14,16 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """Upper bounds on a chunk: padded tokens, and pairs."""
+    """Upper bounds on a chunk: tokens, padding included; pairs; and padding, of which more is dearer than another chunk."""
 
     tokens: int = 2048
     pairs: int = 400
+    padding: int = 64
 
     @classmethod
     def for_device(cls, device: torch.device, widest: int, pairs: int) -> ChunkSize:
         """So many tokens that activations ``widest`` numbers wide fit a CPU's caches or fill a GPU (docs/performance.md)."""
-        numbers = 3 << 20 if device.type == "cpu" else 96 << 20
-        return cls(tokens=max(1, numbers // widest), pairs=pairs)
+        numbers, padding = (3 << 20, 64) if device.type == "cpu" else (96 << 20, 1024)
+        return cls(tokens=max(1, numbers // widest), pairs=pairs, padding=padding)
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,15 @@ def chunks(text_lengths: Tensor, image_lengths: Tensor, pairs: Tensor, size: Chu
     texts, images = pairs.unbind(1)
     lengths = text_lengths[texts] + image_lengths[images]  # (P,)
     order = lengths.argsort(descending=True, stable=True)
+    until = lengths[order].cumsum(0)  # (P,)
     first = 0
     while first < len(order):
         longest = int(lengths[order[first]])
-        count = max(1, min(size.pairs, size.tokens // longest))
+        most = max(1, min(size.pairs, size.tokens // longest))
+        padding = longest * torch.arange(1, most + 1)[: len(order) - first] - (
+            until[first : first + most] - until[first] + longest
+        )
+        count = int((padding <= size.padding).sum())  # it grows with every pair
         members = order[first : first + count]
         words = text_lengths[texts[members], None]  # (B, 1)
         place = torch.arange(longest).expand(len(members), longest)  # (B, N)

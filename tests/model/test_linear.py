@@ -1,0 +1,78 @@
+"""Packed weights give the same products, only where they are meant to, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.linear import Linear, packed_weights
+
+needs_packing = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture
+def layer() -> Linear:
+    torch.manual_seed(0)
+    return Linear(48, 80)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(1, 48), (7, 48), (3, 5, 48), (0, 48)])
+def test_products_are_those_of_the_plain_weights(layer: Linear, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    rows = torch.randn(shape)
+    with torch.no_grad(), packed_weights(layer, dtype):
+        assert layer.packed is not None
+        product, active = layer(rows), layer(rows, gelu=True)
+    expected = F.linear(rows, layer.weight, layer.bias)
+    assert product.dtype == dtype
+    torch.testing.assert_close(product.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(active.float(), F.gelu(expected), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_gradients_go_to_the_weights_themselves(layer: Linear) -> None:
+    rows = torch.randn(4, 48)
+    with packed_weights(layer, torch.bfloat16):
+        product = layer(rows)
+        product.sum().backward()
+    assert torch.equal(product, F.linear(rows, layer.weight, layer.bias))
+    assert layer.weight.grad is not None
+
+
+def test_weights_that_changed_are_packed_anew(layer: Linear) -> None:
+    rows = torch.randn(4, 48)
+    with torch.no_grad(), packed_weights(layer, torch.float32):
+        before = layer(rows)
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad(), packed_weights(layer, torch.float32):
+        after = layer(rows)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, layer.bias.expand(4, -1))
+
+
+def test_nothing_is_left_after_an_error(layer: Linear) -> None:
+    with pytest.raises(ValueError, match="inside"), packed_weights(layer, torch.float32):
+        raise ValueError("inside")
+    assert layer.packed is None
+    assert sorted(layer.state_dict()) == ["bias", "weight"]
+
+
+def test_packing_draws_no_random_numbers(layer: Linear) -> None:
+    """Dropout would change from the first half of a run to the others, and a resumed run with it."""
+    from model.linear import _can_pack
+
+    _can_pack.cache_clear()
+    before = torch.get_rng_state()
+    with packed_weights(layer, torch.float32):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_where_torch_cannot_pack_nothing_changes(layer: Linear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.linear._can_pack", lambda dtype: False)
+    rows = torch.randn(4, 48)
+    with torch.no_grad(), packed_weights(layer, torch.float32):
+        assert torch.equal(layer(rows), F.linear(rows, layer.weight, layer.bias))
