@@ -25,8 +25,8 @@ from optim.progress import Progress
 from utils.distributed import Workers
 from utils.errors import InputError
 from utils.files import make_folder, new_folder, remove_leftovers, save_json
-from utils.logger import RunLog
 from utils.provenance import save_git_state
+from utils.run_log import RunLog
 from utils.run_options import LATEST, TrainOptions
 from utils.save import load_tensors, save_tensors
 

@@ -75,10 +75,10 @@ class TrainOptions(MachineOptions, ImageOptions):
     negative_size: int = option(399, "negatives drawn for each anchor")
     hard_neg_size: int = option(31, "negatives kept for the loss")
     mining: Literal["hard", "random"] = option("hard", "keep the best-scored negatives, as published, or random ones")
-    inf_minibatch_size: int = option(400, "most pairs in one chunk of the encoder; also images a text in quick validation")
     mining_precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
         None, "arithmetic in which candidates are scored to find the hard ones, if not that of precision", free=True
     )
+    inf_minibatch_size: int = option(400, "most pairs in one chunk of the encoder; also images a text in quick validation")
     checkpointing: bool = option(
         False, "keep only the layers' inputs for the backward pass and compute the layers again there", free=True
     )
@@ -128,6 +128,7 @@ class TrainOptions(MachineOptions, ImageOptions):
                 f"train_img_dbs names {len(self.train_img_dbs)} databases, expected {len(self.train_txt_dbs)}, "
                 "one for each of train_txt_dbs"
             )
+        check_at_least(self, 0, "image_cache")
         check_at_least(self, 1, "train_batch_size", "micro_steps_per_pass", "negative_size", "hard_neg_size")
         check_at_least(self, 1 if self.full_val else 2, "inf_minibatch_size")
         check_at_least(self, 1, "num_train_steps", "valid_steps", "save_steps", "keep_checkpoints")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ import pytest
 import torch
 
 import inf_itm
-from evaluation import score
+from data.loader import Loader
+from evaluation import score, unfinished
+from evaluation.score import score_matrix
+from model.retrieval import Compute
 from tests.conftest import BUNDLED
 from tests.launch import LAUNCHERS, finish, run, start
 from tests.test_programs import fails, inference
+from utils.distributed import Alone
 
 DATABASES = BUNDLED.text_db, BUNDLED.image_db
 
@@ -107,6 +112,28 @@ def test_only_with_the_same_model_and_data(tmp_path: Path, whole: Path, capsys: 
     np.testing.assert_allclose(
         np.load(tmp_path / "out/scores.npz")["scores"], np.load(whole / "scores.npz")["scores"], rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_large_matrix_lies_in_a_file(monkeypatch: pytest.MonkeyPatch, compute: Compute, loader: Loader) -> None:
+    """That of a validation, too, which nobody goes on with."""
+    source, model = BUNDLED.source(), BUNDLED.model()
+    in_memory = score_matrix(model, source, compute, loader, Alone())
+    monkeypatch.setattr(unfinished, "IN_MEMORY_BYTES", 4 * 200 * 40 - 1)
+    on_disk = score_matrix(model, source, compute, loader, Alone())
+    assert not isinstance(in_memory.scores, np.memmap)
+    assert isinstance(on_disk.scores, np.memmap)
+    assert np.array_equal(in_memory.scores, on_disk.scores)
+
+
+def test_a_disk_too_small_for_it_says_so_first() -> None:
+    program = (
+        "import resource; from evaluation import unfinished; unfinished.IN_MEMORY_BYTES = 0;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); unfinished.unscored((200, 100))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "InputError" in done.stderr
+    assert "no room for 80,000 bytes of scores" in done.stderr
 
 
 def test_a_damaged_one_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,6 +140,22 @@ def test_a_gradient_that_is_not_finite_ends_the_run(bundled: Golden, compute: Co
 def in_fp16() -> Compute:
     """Half precision with loss scaling, which the programs allow on CUDA alone, where there is no test machine for it."""
     return Compute(Precision("fp16", CPU), ChunkSize())
+
+
+def test_mining_in_bf16_leaves_the_hard_pass_in_fp32(bundled: Golden, compute: Compute) -> None:
+    half = next(halves(bundled))
+    model, objective = bundled.model(), Objective(hard_neg_size=3, margin=0.2)
+    exact, rough = (
+        objective.mine(model, half, compute),
+        objective.mine(model, half, replace(compute, mining=Precision("bf16", CPU))),
+    )
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, atol=0.1, rtol=0.1)
+    losses = []
+    for how in (compute, replace(compute, mining=Precision("bf16", CPU))):
+        torch.manual_seed(0)
+        losses.append(objective.loss(model, half, how, exact).hinge)
+    assert torch.equal(*losses)
 
 
 def weights_of(trainer: Trainer) -> Tensor:

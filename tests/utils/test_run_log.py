@@ -11,7 +11,7 @@ from tests.launch import ROOT
 
 def test_a_full_disk_for_the_logs(tmp_path: Path) -> None:
     program = (
-        "import pathlib, resource, sys; from utils.logger import RunLog; log = RunLog(pathlib.Path(sys.argv[1]));"
+        "import pathlib, resource, sys; from utils.run_log import RunLog; log = RunLog(pathlib.Path(sys.argv[1]));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY));"
         "[log.scalars({'loss': 1.0}, update) for update in range(1000)]"
     )
