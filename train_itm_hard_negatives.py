@@ -29,7 +29,7 @@ from optim.progress import Progress
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer, UpdateTerms
 from utils.distributed import Workers, connect
-from utils.errors import Interrupted, WorkerLost, one_line_errors
+from utils.errors import InputError, Interrupted, WorkerLost, one_line_errors
 from utils.logger import log_to_screen, progress_bar
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
@@ -53,10 +53,13 @@ def main(argv: Sequence[str]) -> None:
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
             loader = Loader(device, options.n_workers, options.pin_mem)
             config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
+            mining = choose_precision(options.mining_precision or precision.name, False, device, "mining_precision")
+            if options.checkpointing and device.type == "mps":
+                raise InputError("checkpointing on mps, where torch cannot repeat dropout, expected device cpu or cuda")
             compute = Compute(
                 precision,
                 ChunkSize.for_device(device, config.intermediate_size, options.inf_minibatch_size),
-                mining=Precision(choose_precision(options.mining_precision or precision.name, False, device), device),
+                mining=Precision(mining, device),
                 checkpointing=options.checkpointing,
             )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.batch import Half, PairBatch, Ragged
+from data.batch import Half, Ragged
 from data.loader import Loader
 from data.tasks import BlockTask, PairSource
 
@@ -31,27 +31,32 @@ class ImageCache:
 
     @classmethod
     def of(cls, sources: Sequence[PairSource], loader: Loader, limit: float) -> ImageCache | None:
-        """Read all images of ``sources``, unless they take more than ``limit`` bytes: then None.
+        """Read all images of ``sources``, unless they might take more than ``limit`` bytes or are of mixed types: then None.
 
         Raises:
             InputError: a record that cannot be read.
         """
-        blocks: list[PairBatch] = []
-        size, left = 0, sum(len(source.image_names) for source in sources)
+        most = sum(source.image_db.most_boxes(source.image_names) for source in sources)
+        features = boxes = torch.empty(0)
+        lengths: list[Tensor] = []
+        filled = 0
         for source in sources if limit > 0 else ():
             for batch in loader(BlockTask(source, "images", IMAGES_PER_BLOCK)):
-                blocks.append(batch)
-                size += batch.features.rows.nbytes + batch.boxes.nbytes
-                left -= len(batch.image_names)
-                if size + left * size / sum(len(block.image_names) for block in blocks) > limit:
+                rows = batch.features.rows
+                if not lengths:
+                    if most * (rows[0].nbytes + batch.boxes[0].nbytes) > limit:
+                        return None
+                    features, boxes = rows.new_empty(most, *rows.shape[1:]), batch.boxes.new_empty(most, 7)
+                if rows.dtype != features.dtype:
                     return None
-        if not blocks:
+                features[filled : filled + len(rows)] = rows
+                boxes[filled : filled + len(rows)] = batch.boxes
+                filled += len(rows)
+                lengths.append(batch.features.lengths)
+        if not lengths:
             return None
-        LOGGER.info("the training images are held in memory, %.2f GiB", size / 2**30)
-        features = Ragged(
-            torch.cat([block.features.rows for block in blocks]), torch.cat([block.features.lengths for block in blocks])
-        )
-        return cls(features, torch.cat([block.boxes for block in blocks]))
+        LOGGER.info("the training images are held in memory, %.2f GiB", (features.nbytes + boxes.nbytes) / 2**30)
+        return cls(Ragged(features[:filled], torch.cat(lengths)), boxes[:filled])
 
     def fill(self, half: Half) -> Half:
         """``half``, which came without them, with its images."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -136,8 +136,14 @@ class ImageDatabase:
 
     def absent(self, names: Collection[str]) -> list[str]:
         """Those of ``names`` that have no record, or no number of boxes."""
-        without = self._store.absent(names)
-        return without if self._kept is None else without + [name for name in names if name not in self._kept]
+        unnumbered = [] if self._kept is None else [name for name in names if name not in self._kept]
+        return list(dict.fromkeys(self._store.absent(names) + unnumbered))
+
+    def most_boxes(self, names: Iterable[str]) -> int:
+        """How many boxes these images have, or could have: their numbers are known where the database is a filtered one."""
+        if self._kept is not None:
+            return sum(self._kept.get(name, 0) for name in names)
+        return sum(self.rule.num_bb if self.rule.fixed else self.rule.max_bb for _ in names)
 
     def __getitem__(self, name: str) -> Image:
         record = self._store.get(name)

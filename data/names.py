@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -57,11 +58,11 @@ class Names(Sequence[str]):
             first += 1
         return None
 
-    def index(self, name: object, *_: int) -> int:
-        """As of any sequence: ``place``, or ``ValueError`` if it is not among these."""
-        place = self.place(name)
-        if place is None:
-            raise ValueError(f"{name!r} is not among the names")
+    def index(self, value: object, start: int = 0, stop: int = sys.maxsize) -> int:
+        """``place``; ``ValueError`` where that is None or outside ``start`` and ``stop``."""
+        place = self.place(value)
+        if place is None or not start <= place < stop:
+            raise ValueError(f"{value!r} is not among the names")
         return place
 
     def __contains__(self, name: object) -> bool:

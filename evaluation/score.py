@@ -56,7 +56,7 @@ def score_matrix(
 
     Args:
         candidates: (T, C) places of images in ``source.image_names``, different ones in a row.
-        into: float32 on worker 0, of the shape of the scores, NaN where one is still missing; only those are computed.
+        into: float32 on worker 0, of the shape of the scores, NaN where one is missing; blocks of texts without any are left.
         cache_bytes: embedded images held at a time, on the device; with more, the texts are walked through for each such part.
 
     Raises:

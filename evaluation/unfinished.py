@@ -59,7 +59,7 @@ class UnfinishedScores:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None or np.isnan(self.scores).all():
+        if error is None or all(np.isnan(row).all() for row in self.scores):
             self.note.unlink(missing_ok=True)
             self.matrix.unlink(missing_ok=True)
 
@@ -71,20 +71,21 @@ class UnfinishedScores:
             raise InputError(f"{self.matrix}: cannot be read ({error}); remove scores.partial.* to start anew") from error
         if scores.dtype != np.float32 or scores.ndim != 2:
             raise InputError(f"{self.matrix}: not a matrix of float32; remove scores.partial.* to start anew")
-        return 1 - float(np.isnan(scores).mean())
+        return 1 - sum(int(np.isnan(row).sum()) for row in scores) / scores.size
 
 
 def unscored(shape: tuple[int, int]) -> np.ndarray:
     """A matrix of NaN, float32, in a temporary file if it is large. Raises ``InputError`` when there is no room for it."""
     if 4 * math.prod(shape) <= IN_MEMORY_BYTES:
         return np.full(shape, np.nan, np.float32)
-    with tempfile.TemporaryFile() as file:  # nameless, and gone with the array
-        try:
+    try:
+        with tempfile.TemporaryFile() as file:  # nameless, and gone with the array
             _write_rows(file, shape)
-        except OSError as error:
-            size = 4 * math.prod(shape)
-            raise InputError(f"{tempfile.gettempdir()}: no room for {size:,} bytes of scores ({error.strerror})") from error
-        return np.memmap(file, np.float32, "r+", shape=shape)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        where = tempfile.tempdir or "TMPDIR"
+        size = 4 * math.prod(shape)
+        raise InputError(f"{where}: no room for {size:,} bytes of scores ({error.strerror or error})") from error
 
 
 def _write_unscored(path: Path, shape: tuple[int, int]) -> None:

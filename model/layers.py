@@ -7,6 +7,7 @@ H hidden width, A heads, D = H / A head width.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -33,20 +34,17 @@ class SelfAttention(nn.Module):
         self.value = Linear(config.hidden_size, config.hidden_size)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, again: bool) -> Tensor:
-        """Attend from ``queries`` (B, Q, H) to ``hidden`` (B, N, H) where ``mask`` (B, 1, 1, N) is true → (B, Q, H).
-
-        With ``again`` the backward pass repeats what a CPU would keep: its attention with dropout writes out all (B, A, Q, N).
-        """
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, recompute: bool) -> Tensor:
+        """Attend from ``queries`` (B, Q, H) to ``hidden`` (B, N, H) where ``mask`` (B, 1, 1, N) is true → (B, Q, H)."""
         attend = partial(F.scaled_dot_product_attention, dropout_p=self.dropout if self.training else 0.0)
-        if again and hidden.device.type == "cpu":
+        if recompute and self.training and self.dropout and hidden.device.type == "cpu":  # there it keeps all (B, A, Q, N)
             attend = partial(checkpoint, attend, use_reentrant=False)
         context = attend(self._split(self.query(queries)), self._split(self.key(hidden)), self._split(self.value(hidden)), mask)
         return context.transpose(1, 2).flatten(2)  # (B, A, Q, D) → (B, Q, H)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """S = Q Kᵀ / √D before any softmax, in fp32: (B, N, H) → (B, A, N, N)."""
-        with full_precision(hidden.device):
+        with full_precision(hidden.device):  # packed weights would not be, hence not self.query(hidden)
             hidden = hidden.float()
             queries, keys = (self._split(F.linear(hidden, layer.weight, layer.bias)) for layer in (self.query, self.key))
             return queries @ keys.transpose(2, 3) / math.sqrt(queries.shape[-1])
@@ -77,9 +75,9 @@ class Attention(nn.Module):
         self.self = SelfAttention(config)
         self.output = AddNorm(config.hidden_size, config)
 
-    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, again: bool) -> Tensor:
-        """(B, Q, H), (B, N, H), (B, 1, 1, N) → (B, Q, H); ``again`` as in ``SelfAttention``."""
-        return self.output(self.self(queries, hidden, mask, again=again), queries)
+    def forward(self, queries: Tensor, hidden: Tensor, mask: Tensor | None, *, recompute: bool) -> Tensor:
+        """(B, Q, H), (B, N, H), (B, 1, 1, N) → (B, Q, H)."""
+        return self.output(self.self(queries, hidden, mask, recompute=recompute), queries)
 
 
 class Intermediate(nn.Module):
@@ -89,9 +87,13 @@ class Intermediate(nn.Module):
         super().__init__()
         self.dense = Linear(config.hidden_size, config.intermediate_size)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """(B, Q, H) → (B, Q, intermediate)."""
-        return self.dense(rows, gelu=True)
+    def forward(self, rows: Tensor, *, recompute: bool) -> tuple[Tensor, AbstractContextManager[None]]:
+        """(B, Q, H) → (B, Q, intermediate), and the context to use it in, which does not keep it if ``recompute``."""
+        if not recompute:
+            return self.dense(rows, gelu=True), nullcontext()
+        wide = self.dense(rows)
+        active = F.gelu(wide)
+        return active, forgotten(active, partial(F.gelu, wide.detach()))
 
 
 class Block(nn.Module):
@@ -103,17 +105,14 @@ class Block(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AddNorm(config.intermediate_size, config)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, *, cls_only: bool = False, again: bool = False) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, *, cls_only: bool = False, recompute: bool = False) -> Tensor:
         """(B, N, H) → (B, N, H), or (B, 1, H) for the [CLS] row alone, whose value is the same.
 
-        With ``again`` the backward pass repeats GELU, and on a CPU attention, instead of keeping what they are made of.
+        With ``recompute`` the backward pass repeats GELU, and on a CPU attention, instead of keeping what they made.
         """
-        rows = self.attention(hidden[:, :1] if cls_only else hidden, hidden, mask, again=again)
-        if not again:
-            return self.output(self.intermediate(rows), rows)
-        wide = self.intermediate.dense(rows)
-        active = F.gelu(wide)
-        with forgotten(active, partial(F.gelu, wide.detach())):
+        rows = self.attention(hidden[:, :1] if cls_only else hidden, hidden, mask, recompute=recompute)
+        active, context = self.intermediate(rows, recompute=recompute)
+        with context:
             return self.output(active, rows)
 
 

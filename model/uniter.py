@@ -75,7 +75,7 @@ class UniterEncoder(nn.Module):
             elif checkpointing:
                 hidden = checkpoint(run, hidden, chunk.mask, use_reentrant=False)
             else:
-                hidden = run(hidden, chunk.mask, again=True)
+                hidden = run(hidden, chunk.mask, recompute=True)
         return hidden[:, 0], maps
 
 

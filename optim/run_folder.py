@@ -200,7 +200,9 @@ def recipe_of(
     data = [source.fingerprint() for source in training]
     recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
     recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}
-    precisions = {"precision": compute.precision.name, "mining_precision": compute.for_mining().precision.name}
+    precisions = {"precision": compute.precision.name}
+    if options.mining == "hard":
+        precisions["mining_precision"] = compute.for_mining().precision.name
     return recipe | {"model_config": config.to_dict(), **precisions}
 
 

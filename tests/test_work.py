@@ -20,7 +20,7 @@ from data.loader import Loader
 from data.tasks import HardNegativeTask
 from data.text_db import TextDatabase
 from evaluation.score import score_matrix
-from model.layers import Attention, Intermediate, SelfAttention
+from model.layers import SelfAttention
 from model.objective import Objective
 from model.retrieval import Compute, RetrievalModel
 from tests.conftest import Golden
@@ -48,10 +48,10 @@ def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         model.uniter.img_embeddings.register_forward_hook(partial(count, "embedded regions")),
     ]
     for number, block in enumerate(model.uniter.encoder.layer):
-        for module in block.modules():
-            for kind, name in ((Attention, "attending"), (Intermediate, "widened")):
-                if isinstance(module, kind):
-                    hooks.append(module.register_forward_hook(partial(count, f"{name}, layer {number}")))
+        attention = block.attention.self
+        for name, module in (("queries", attention.query), ("keys", attention.key), ("values", attention.value)):
+            hooks.append(module.register_forward_hook(partial(count, f"{name}, layer {number}")))
+        hooks.append(block.intermediate.register_forward_hook(partial(count, f"widened, layer {number}")))
     map_of = SelfAttention.scores
 
     def scores(self: SelfAttention, hidden: Tensor) -> Tensor:
@@ -87,10 +87,11 @@ def test_evaluation(bundled: Golden, compute: Compute, loader: Loader, monkeypat
     assert work.pop("embedded regions") == int(images.sum())
     last = bundled.config.num_hidden_layers - 1
     for number in range(last):
-        assert real <= work[f"attending, layer {number}"] == work[f"widened, layer {number}"] <= 1.03 * real
-        del work[f"attending, layer {number}"], work[f"widened, layer {number}"]
-    assert work.pop(f"attending, layer {last}") == pairs
-    assert work.pop(f"widened, layer {last}") == pairs
+        computed = {work.pop(f"{kind}, layer {number}") for kind in ("queries", "keys", "values", "widened")}
+        assert len(computed) == 1
+        assert real <= computed.pop() <= 1.03 * real
+    assert work.pop(f"queries, layer {last}") == work.pop(f"widened, layer {last}") == pairs
+    assert real <= work.pop(f"keys, layer {last}") == work.pop(f"values, layer {last}") <= 1.03 * real
     assert not work
 
 
@@ -112,10 +113,9 @@ def test_half_of_a_micro_step(bundled: Golden, compute: Compute, monkeypatch: py
         assert work.pop("embedded tokens" + suffix) == int(batch.tokens.lengths[texts].sum())
         assert work.pop("embedded regions" + suffix) == int(batch.features.lengths[images].sum())
         real = int(batch.tokens.lengths[kept[:, 0]].sum() + batch.features.lengths[kept[:, 1]].sum())
-        for layer in range(last):
-            # So few pairs make one chunk or two, in which the longest pads the others.
-            assert real <= work[f"attending, layer {layer}{suffix}"] <= 1.6 * real
-            assert work.pop(f"attending, layer {layer}{suffix}") >= work.pop(f"widened, layer {layer}{suffix}", 0)
-        assert work.pop(f"attending, layer {last}{suffix}") == len(kept)
-        work.pop(f"widened, layer {last}{suffix}", None)  # with gradient, the block calls its parts (model/layers.py)
-    assert not work, work
+        padded = {work.pop(f"{kind}, layer {layer}{suffix}") for layer in range(last) for kind in ("queries", "widened")}
+        padded |= {work.pop(f"{kind}, layer {layer}{suffix}") for layer in range(last + 1) for kind in ("keys", "values")}
+        assert len(padded) == 1
+        assert real <= padded.pop() <= 1.25 * real  # few pairs, of very different lengths
+        assert work.pop(f"queries, layer {last}{suffix}") == work.pop(f"widened, layer {last}{suffix}") == len(kept)
+    assert not work

@@ -48,8 +48,8 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return device
 
 
-def choose_precision(precision: str | None, fp16: bool, device: torch.device) -> Name:
-    """What options ``precision`` and ``fp16`` mean on ``device``.
+def choose_precision(precision: str | None, fp16: bool, device: torch.device, option: str = "precision") -> Name:
+    """What options ``precision`` (or another ``option`` with such values) and ``fp16`` mean on ``device``.
 
     Raises:
         InputError: fp16 arithmetic asked for by name on a CPU, where it is slow and has no loss scaling to be tested with.
@@ -63,7 +63,7 @@ def choose_precision(precision: str | None, fp16: bool, device: torch.device) ->
             return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
         return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
     if precision == "fp16" and device.type != "cuda":
-        raise InputError(f"precision fp16 needs a CUDA device, this run is on {device.type}: expected fp32, bf16 or auto")
+        raise InputError(f"{option} fp16 needs a CUDA device, this run is on {device.type}: expected fp32, bf16 or auto")
     assert precision in DTYPES
     return precision  # type: ignore[return-value]
 

@@ -84,7 +84,7 @@ class TrainOptions(MachineOptions, ImageOptions):
     )
     image_cache: float = option(
         1.0,
-        "hold the training images in the device's memory if they take at most so many GiB; 0: read each as it is needed",
+        "each worker holds the training images in its device's memory if they take at most so many GiB; 0: none",
         free=True,
     )
     margin: float = option(0.2, "margin of the hinge")

@@ -25,8 +25,9 @@ def test_names_are_the_list_that_they_were_made_of() -> None:
     assert list(pickle.loads(pickle.dumps(names))) == WORDS
     with pytest.raises(IndexError):
         names[len(WORDS)]
-    with pytest.raises(ValueError, match="zebra"):
-        names.index("zebra")
+    for arguments in (("zebra",), ("ü", 4), ("ü", 0, 3)):
+        with pytest.raises(ValueError, match="is not among"):
+            names.index(*arguments)
 
 
 def test_none_at_all() -> None:
