@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.linear import Linear, packed_weights
+from model.memory import give_back_memory
 
 CPU_SHAPES = [(1024, 768, 3072), (2048, 3072, 768), (2048, 1024, 4096), (4096, 4096, 4096)]  # rows, in, out
 GPU_SHAPES = [(8192, 8192, 8192), (32768, 4096, 4096)]
@@ -44,6 +45,7 @@ def fastest_product(dtype: torch.dtype, device: torch.device, seconds: float = 6
 def start_memory_peak(device: torch.device) -> int:
     """Begin to watch for the peak; returns the bytes in use now, of the device's memory on a GPU, else of this process."""
     gc.collect()
+    give_back_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

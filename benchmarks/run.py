@@ -68,120 +68,113 @@ class Bench:
 
     def start_up(self) -> Measured:
         """Seconds from nothing to the first score: imports, databases, a model of random weights, one pair."""
-        model = self.model().eval()
+        self.score_few(self.model())
+        return {"seconds": time.time() - self.arguments.started}
+
+    def score_few(self, model: RetrievalModel) -> None:
+        """One pair by the program, which also makes a library ready that is loaded at its first use."""
         batch = read_pairs([(self.source, self.source.text_db.ids[0], self.source.image_names[0])]).to(self.device)
         with torch.no_grad():
-            model(batch, self.compute).scores.tolist()
-        return {"seconds": time.time() - self.arguments.started}
+            model.eval()(batch, self.compute).scores.tolist()
 
     def matmul(self) -> Measured:
         """The machine's peak in this arithmetic."""
         return {"flops": fastest_product(self.compute.precision.dtype, self.device)}
 
     def loader(self) -> Measured:
-        """Images a second, collected for text-anchored halves, and text records a second."""
-        wanted = self.arguments.candidates
-        task = self.task(halves := self.arguments.halves)
+        """Images a second, collected for text-anchored halves, and records a second."""
+        wanted, halves = self.arguments.candidates, self.arguments.halves
+        names = self.source.image_names[:]
+        numbers = range(1, 2 * halves, 2)
         if self.arguments.reference:
+            task = self.task(halves)
             pairs = [[(text, name) for _, text, name in task.candidates("text", step)] for step in range(halves)]
-            seconds = clock(lambda: [read(self.source, of_half) for of_half in pairs])
-            some = self.source.image_names[:wanted]
-            decoding = clock(lambda: [decode(self.source.image_db._store.get(name)) for name in some])
-            return {"images/s": wanted * halves / seconds, "decoded images/s": len(some) / decoding}
-        loader = Loader(self.device, self.arguments.n_workers, pin=True)
-        numbers = list(range(1, 2 * halves, 2))
-        arriving = loader(task, [numbers[0], *numbers])
-        next(arriving)  # by then the reading processes run
-        seconds = clock(lambda: [None for _ in arriving])
-        texts = self.source.text_db.ids
-        records = clock(lambda: [self.source.text_db[text] for text in texts])
-        cache = ImageCache.of([self.source], loader, 2**40)
+            seconds = self.clock(lambda: [read(self.source, of_half) and None for of_half in pairs])
+            decoding = self.clock(lambda: [decode(self.source.image_db._store.get(name)) and None for name in names])
+            return {"images/s": wanted * halves / seconds, "decoded images/s": len(names) / decoding}
+        found: Measured = {}
+        cache = ImageCache.of([self.source], Loader(self.device), 2**40)
         assert cache is not None
-        task.without_images = True
-        held = map(cache.fill, loader(task, [numbers[0], *numbers]))
-        next(held)
-        from_memory = clock(lambda: [None for _ in held])
-        return {
-            "images/s": wanted * halves / seconds,
-            "images/s held in memory": wanted * halves / from_memory,
-            "text records/s": len(texts) / records,
-        }
+        ways = [("images/s", 0, False), (f"by {self.arguments.n_workers} processes images/s", self.arguments.n_workers, False),
+                ("held in memory images/s", 0, True)]  # fmt: skip
+        for name, processes, held in ways:
+            task = self.task(1000)
+            task.without_images = held
+            ahead = range(1, 2 * (2 * processes + 1), 2)  # what the processes read before they are asked
+            arriving = Loader(self.device, processes, pin=True)(task, [*ahead, *numbers])
+            filled = map(cache.fill, arriving) if held else arriving
+            for _ in ahead:
+                next(filled)
+            found[name] = wanted * halves / self.clock(lambda filled=filled: [None for _ in filled])
+        found["decoded images/s"] = len(names) / self.clock(lambda: [self.source.image_db[name] and None for name in names])
+        texts = self.source.text_db.ids[:]
+        found["text records/s"] = len(texts) / self.clock(lambda: [self.source.text_db[text] for text in texts])
+        return found
 
-    def task(self, micro_steps: int) -> HardNegativeTask:
+    def task(self, micro_steps: int, candidates: int | None = None) -> HardNegativeTask:
         """The halves of so many micro-steps."""
-        return HardNegativeTask([self.source], negative_size=self.arguments.candidates - 1, micro_steps=micro_steps)
+        negatives = (candidates or self.arguments.candidates) - 1
+        return HardNegativeTask([self.source], negative_size=negatives, micro_steps=micro_steps)
 
     def micro_step(self) -> Measured:
-        """Seconds of the parts of one micro-step, both halves and an update, and how much memory it takes at its peak."""
+        """Seconds of one micro-step, by half and by what is done in it, with an update, and its memory at the peak."""
         options = TrainOptions(
             train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
             train_batch_size=1, negative_size=self.arguments.candidates - 1, hard_neg_size=HARD, num_train_steps=1000,
         )  # fmt: skip
         trainer = Trainer(self.model(), options, self.compute, Alone())
-        parts: dict[str, float] = defaultdict(float)
-        REGULARISERS["singular"] = self.timed(parts, "of which IAIS", REGULARISERS["singular"])
-        half = self.reference_half(trainer, parts) if self.arguments.reference else self.program_half(trainer, parts)
-
-        def step() -> None:
-            trainer.optimiser.step()
-
-        for parameter in trainer.model.parameters():
-            assert parameter.grad is not None
-        step()  # allocates the moments
+        half = self.reference_half if self.arguments.reference else self.program_half
+        regulariser = REGULARISERS["singular"]
+        half(trainer, "image", self.task(1, HARD + 1), defaultdict(float))  # libraries are loaded at their first use
+        trainer.optimiser.step()  # at learning rate 0; makes the moments
         trainer.gradient.zero()
         before = start_memory_peak(self.device)
-        parts.clear()
-        started = time.perf_counter()
+        found: Measured = {"seconds": 0.0}
         for anchor in ("image", "text"):
-            half(anchor)
+            parts: dict[str, float] = defaultdict(float)
+            REGULARISERS["singular"] = self.timed(parts, "of which IAIS", regulariser)
+            half(trainer, anchor, self.task(1), parts)
+            found[f"{anchor}-anchored half"] = parts
+            found["seconds"] += sum(seconds for name, seconds in parts.items() if not name.startswith("of which"))
         nn.utils.clip_grad_norm_(trainer.model.parameters(), options.grad_norm)
-        self.timed(parts, "optimiser", step)()
-        seconds = time.perf_counter() - started
+        found["optimiser"] = self.clock(trainer.optimiser.step)
+        found["seconds"] += found["optimiser"]
         peak = memory_peak(self.device)
-        return {"seconds": seconds, **parts, "peak bytes": peak, "beyond the state": peak - before}
+        return found | {"peak bytes": peak, "beyond the state bytes": peak - before}
 
-    def program_half(self, trainer: Trainer, parts: dict[str, float]) -> Callable[[str], None]:
-        """How the program does a half of each kind, which is read beforehand as its reading processes would."""
-        task, objective = self.task(1), trainer.objective
-        halves = {half.anchor: half.to(self.device) for half in (task[0], task[1])}
+    def program_half(self, trainer: Trainer, anchor: str, task: HardNegativeTask, parts: dict[str, float]) -> None:
+        """A half of ``anchor``'s kind as the program does it; reading it is not timed, since it is done ahead."""
+        half, objective = task[0 if anchor == "image" else 1].to(self.device), trainer.objective
+        candidates = self.timed(parts, "mining", objective.mine)(trainer.model, half, self.compute)
+        loss = self.timed(parts, "hard pass", objective.loss)(trainer.model, half, self.compute, candidates)
+        self.timed(parts, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward)()
 
-        def half(anchor: str) -> None:
-            candidates = self.timed(parts, "mining", objective.mine)(trainer.model, halves[anchor], self.compute)
-            loss = self.timed(parts, "hard pass", objective.loss)(trainer.model, halves[anchor], self.compute, candidates)
-            self.timed(parts, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward)()
-
-        return half
-
-    def reference_half(self, trainer: Trainer, parts: dict[str, float]) -> Callable[[str], None]:
-        """How the reference does one."""
-        task, reference = self.task(1), Reference(trainer.model)
-        batches = {
-            anchor: to(read(self.source, [(text, name) for _, text, name in task.candidates(anchor, 0)]), self.device)
-            for anchor in ("image", "text")
-        }
-
-        def half(anchor: str) -> None:
-            candidates = self.timed(parts, "mining", reference.mine)(batches[anchor])
-            modality = "V" if anchor == "image" else "L"
-            loss = self.timed(parts, "hard pass", reference.loss)(batches[anchor], candidates, HARD, "singular", modality)
-            self.timed(parts, "backward", loss.backward)()
-
-        return half
+    def reference_half(self, trainer: Trainer, anchor: str, task: HardNegativeTask, parts: dict[str, float]) -> None:
+        """The same by the reference."""
+        reference, way = Reference(trainer.model), "V" if anchor == "image" else "L"
+        pairs = [(text, name) for _, text, name in task.candidates("image" if anchor == "image" else "text", 0)]
+        batch = to(read(self.source, pairs), self.device)
+        candidates = self.timed(parts, "mining", reference.mine)(batch)
+        loss = self.timed(parts, "hard pass", reference.loss)(batch, candidates, HARD, "singular", way)
+        self.timed(parts, "backward", loss.backward)()
 
     def evaluation(self) -> Measured:
-        """Pairs a second of some texts against all images of the database, and their floating-point operations a second."""
+        """Pairs a second of some texts against all images of the database, floating-point operations a second, and memory."""
         texts = self.first_texts(self.arguments.texts)
         images, model = self.source.image_names, self.model()
+        self.score_few(model)
+        before = start_memory_peak(self.device)
         if self.arguments.reference:
-            reference = Reference(model)
-            seconds = clock(lambda: reference.evaluate(self.source, texts, images[:], self.arguments.candidates, self.device))
+            reference, size = Reference(model), self.arguments.candidates
+            seconds = self.clock(lambda: reference.evaluate(self.source, texts, images[:], size, self.device))
         else:
             loader = Loader(self.device, self.arguments.n_workers)
-            seconds = clock(lambda: score_matrix(model, self.source, self.compute, loader, Alone()))
+            seconds = self.clock(lambda: score_matrix(model, self.source, self.compute, loader, Alone()))
         regions = [len(self.source.image_db[image].boxes) for image in images]
         words = self.source.text_db.lengths + 2
         needed = sum(self.operations(int(of_text) + of_image) for of_text in words for of_image in regions)
-        return {"pairs/s": len(texts) * len(images) / seconds, "flops": needed / seconds}
+        beyond = memory_peak(self.device) - before
+        return {"pairs/s": len(texts) * len(images) / seconds, "flops": needed / seconds, "beyond the weights bytes": beyond}
 
     def first_texts(self, count: int) -> list[str]:
         """Leave only so many texts in the source, which go on to have all its images."""
@@ -212,17 +205,16 @@ class Bench:
 
         return call
 
+    def clock(self, work: Callable[[], object]) -> float:
+        """Seconds that ``work`` takes."""
+        parts: dict[str, float] = defaultdict(float)
+        self.timed(parts, "", work)()
+        return parts[""]
+
     def wait(self) -> None:
         """Until the device has done what it was asked for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def clock(work: Callable[[], object]) -> float:
-    """Seconds that ``work`` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def measure(arguments: argparse.Namespace, part: str, model: str, precision: str, reference: bool) -> Measured:
@@ -243,7 +235,7 @@ def measure(arguments: argparse.Namespace, part: str, model: str, precision: str
 
 def best(of_turns: list[Measured], name: str) -> float:
     """The best of the turns: the lowest of seconds and bytes, the highest of rates."""
-    values = [turn[name] for turn in of_turns if name in turn]
+    values = [turn[name] for turn in of_turns]
     return (max if name.endswith("/s") or name == "flops" else min)(values)
 
 
@@ -263,28 +255,36 @@ def compare(arguments: argparse.Namespace, model: str) -> dict[str, dict[str, li
 
 
 def table(model: str, found: dict[str, dict[str, list[Measured]]]) -> str:
-    """What was found, one line for each part and each who, with its ratio to the reference and its share of the peak."""
+    """What was found, a line for each part and who did it, with its ratio to the reference and its share of the peak."""
     lines = [f"UNITER-{model}"]
     peaks = {name: best(turns, "flops") for name, turns in found.get("matmul", {}).items()}
     for part, by_name in found.items():
         for name, turns in by_name.items():
-            line = f"  {part:<11}{name:<10}"
-            for key in turns[0]:
-                value = best(turns, key)
-                if key == "flops":
-                    line += f"  {value / 1e12:.3f} TFLOP/s"
-                    if part != "matmul" and name in peaks:
-                        line += f" ({value / peaks[name]:.0%} of the peak)"
-                    continue
-                unit = 1e6 if "bytes" in key or key.startswith("beyond") else 1
-                line += f"  {key.replace('bytes', 'MB')} {value / unit:,.{0 if unit > 1 or value >= 100 else 2}f}"
-                if key == "beyond the state":
-                    line += " MB"
-                if name != "reference" and "reference" in by_name and key in by_name["reference"][0]:
-                    other = best(by_name["reference"], key)
-                    line += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
-            lines.append(line)
+            others = by_name.get("reference", []) if name != "reference" else []
+            lines.append(f"  {part:<11}{name:<10}" + line(turns, others, peaks.get(name) if part != "matmul" else None))
+            for key, value in turns[0].items():
+                if isinstance(value, dict):
+                    nested, theirs = [turn[key] for turn in turns], [turn[key] for turn in others]
+                    lines.append(f"    {key}:" + line(nested, theirs, None))
     return "\n".join(lines)
+
+
+def line(turns: list[Measured], others: list[Measured], peak: float | None) -> str:
+    """The best of each number in ``turns``, with its ratio to the best of ``others`` and operations as a share of ``peak``."""
+    words = ""
+    for key in (key for key, value in turns[0].items() if not isinstance(value, dict)):
+        value = best(turns, key)
+        if key == "flops":
+            words += f"  {value / 1e12:.3f} TFLOP/s" + (f" ({value / peak:.0%} of the peak)" if peak else "")
+            continue
+        if key.endswith("bytes"):
+            words += f"  {key.removesuffix('bytes')}{value / 1e6:,.0f} MB"
+        else:
+            words += f"  {key} {value:,.{0 if value >= 1000 else 2}f}"
+        if others and key in others[0]:
+            other = best(others, key)
+            words += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
+    return words
 
 
 def main() -> None:
@@ -313,6 +313,8 @@ def main() -> None:
         return
 
     device = choose_device(arguments.device)
+    if device.type != "cuda" and not sys.platform.startswith("linux"):
+        sys.exit("memory is measured through Linux's /proc or on a CUDA device: expected one of them")
     arguments.precisions = arguments.precisions or list(dict.fromkeys(["fp32", choose_precision("auto", False, device)]))
     results: dict[str, Any] = {"machine": provenance() | {"device": describe(device)}, "arguments": {}}
     with tempfile.TemporaryDirectory() as folder:

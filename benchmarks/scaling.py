@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.image_db import ImageDatabaseWriter
+from benchmarks.synthetic import write_data
 from data.loader import Loader
 from data.tasks import HardNegativeTask, PairSource
-from data.text_db import TextDatabaseWriter
 from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
@@ -39,28 +38,6 @@ from utils.provenance import provenance
 from utils.run_options import TrainOptions
 
 CPU = torch.device("cpu")
-
-
-def write_data(folder: Path, config: UniterConfig, images: int) -> None:
-    """Random databases: ``images`` images with five captions each."""
-    rng = np.random.default_rng(0)
-    with ImageDatabaseWriter(folder / "images") as writer:
-        for number in range(images):
-            regions = int(np.clip(rng.poisson(36), 10, 100))
-            corner, size = rng.random((regions, 2)) / 2, rng.random((regions, 2)) / 2
-            boxes = np.concatenate([corner, corner + size, size], axis=1).astype(np.float16)
-            features = rng.standard_normal((regions, config.img_dim), np.float32).clip(0).astype(np.float16)
-            writer.put(image_name(number), features, boxes, np.full(regions, 0.9, np.float16))
-    specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, config.vocab_size]}
-    with TextDatabaseWriter(folder / "texts.db", specials) as writer:
-        for number in range(5 * images):
-            pieces = rng.integers(106, config.vocab_size, int(rng.integers(5, 31)))
-            writer.put(str(number), pieces, image_name(number // 5))
-
-
-def image_name(number: int) -> str:
-    """The name of a random image."""
-    return f"random_{number:012d}.npz"
 
 
 def measure(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
@@ -145,7 +122,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arguments.data = folder
-        write_data(Path(folder), UniterConfig.from_json(arguments.model_config), images=arguments.negative_size + 101)
+        images = arguments.negative_size + 101
+        write_data(Path(folder), UniterConfig.from_json(arguments.model_config), images, texts=5 * images)
         count = arguments.workers
         ways = {"one": [1], "side by side": [1] * count, "together": [count]}
         results: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
