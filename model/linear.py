@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,11 @@ from torch import Tensor, nn
 from model.memory import give_back_memory
 
 ROWS_EXPECTED = 1024  # for which oneDNN chooses a layout; other numbers of rows are computed as well
+FEWEST_WEIGHTS = 1 << 18  # with fewer, products are too short to gain by packing
+# A kernel is compiled for each number of rows and kept, by oneDNN and by torch, up to these numbers at their first product.
+# Without them it is 1,024, half a gigabyte; chunks have some dozens of sizes, of four shapes of weights.
+for cache_capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache_capacity, "256")
 
 
 class Packed(NamedTuple):
@@ -49,11 +55,12 @@ class Linear(nn.Linear):
 
 @contextmanager
 def packed_weights(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Until the context ends, the ``Linear`` layers of ``model`` compute without gradient in ``dtype``, from packed copies.
+    """Until the context ends, large ``Linear`` layers of ``model`` compute without gradient in ``dtype``, from packed copies.
 
     Weights must not change inside. Nothing happens to a model that is not on a CPU, or where torch has no such products.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Linear) and layer.weight.device.type == "cpu"]
+    linear = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    layers = [layer for layer in linear if layer.weight.device.type == "cpu" and layer.weight.numel() >= FEWEST_WEIGHTS]
     try:
         for layer in layers if layers and _can_pack(dtype) else ():
             layer.packed = Packed.of(layer.weight, layer.bias, dtype)

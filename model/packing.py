@@ -23,8 +23,8 @@ class ChunkSize:
     @classmethod
     def for_device(cls, device: torch.device, widest: int, pairs: int) -> ChunkSize:
         """So many tokens that activations ``widest`` numbers wide fit a CPU's caches or fill a GPU (docs/performance.md)."""
-        numbers, padding = (3 << 20, 64) if device.type == "cpu" else (96 << 20, 1024)
-        return cls(tokens=max(1, numbers // widest), pairs=pairs, padding=padding)
+        tokens = max(1, (3 << 20 if device.type == "cpu" else 96 << 20) // widest)
+        return cls(tokens=tokens, pairs=pairs, padding=tokens // 16)
 
 
 @dataclass(frozen=True)

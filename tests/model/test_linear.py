@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data.loader import Loader
+from evaluation.score import score_matrix
 from model.linear import Linear, _can_pack, packed_weights
+from model.retrieval import Compute
+from tests.conftest import CPU, Golden
+from utils.distributed import Alone
+from utils.precision import Precision
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture
-def layer() -> Linear:
+def layer(monkeypatch: pytest.MonkeyPatch) -> Linear:
+    monkeypatch.setattr("model.linear.FEWEST_WEIGHTS", 1)
     torch.manual_seed(0)
     return Linear(48, 80)
 
@@ -74,3 +84,23 @@ def test_where_torch_cannot_pack_nothing_changes(layer: Linear, monkeypatch: pyt
     rows = torch.randn(4, 48)
     with torch.no_grad(), packed_weights(layer, torch.float32):
         assert torch.equal(layer(rows), F.linear(rows, layer.weight, layer.bias))
+
+
+def test_small_layers_are_left_as_they_are() -> None:
+    layer = Linear(48, 80)
+    with packed_weights(layer, torch.float32):
+        assert layer.packed is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_whole_evaluation_with_packed_weights(
+    bundled: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """The golden model is too small to be packed by itself; its scores are the same if it is."""
+    compute = replace(compute, precision=Precision(precision, CPU))  # type: ignore[arg-type]
+    source, model = bundled.source(), bundled.model()
+    plain = score_matrix(model, source, compute, loader, Alone()).scores
+    monkeypatch.setattr("model.linear.FEWEST_WEIGHTS", 1)
+    packed = score_matrix(model, source, compute, loader, Alone()).scores
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    np.testing.assert_allclose(packed, plain, atol=tolerance, rtol=tolerance)
