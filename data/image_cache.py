@@ -62,5 +62,9 @@ class ImageCache:
         """``half``, which came without them, with its images."""
         assert half.images is not None
         rows = self.features.row_indices(half.images).to(self.boxes.device)
-        features = Ragged(self.features.rows.index_select(0, rows), self.features.lengths[half.images])
+        if self.boxes.device.type == "cpu":  # numpy asks for huge pages and is twice as fast
+            regions = torch.from_numpy(self.features.rows.numpy().take(rows.numpy(), axis=0))
+        else:
+            regions = self.features.rows.index_select(0, rows)
+        features = Ragged(regions, self.features.lengths[half.images])
         return half._replace(batch=replace(half.batch, features=features, boxes=self.boxes[rows]))
