@@ -131,7 +131,9 @@ def measure(what: str, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure and print, or on behalf of another process measure one thing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", nargs="+", default=["100x400", "200x400", "400x400"], help="texts x images")
+    parser.add_argument(
+        "--slices", nargs="+", default=["200x200", "400x400", "1000x400"], help="texts x images, which are no more"
+    )
     parser.add_argument("--matrices", nargs="+", default=["5000x1000", "25000x5000"], help="texts x images, ranked alone")
     parser.add_argument("--texts", nargs="+", type=int, default=[100_000, 1_000_000], help="of the databases that are opened")
     parser.add_argument("--what", choices=("evaluation", "opening"), help="given by this program to its processes")
@@ -146,6 +148,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_data(Path(folder), UniterConfig(), images, texts)
             found = measure("evaluation", Path(folder))
+        texts, images = found["texts"], found["images"]
         pairs = texts * images
         print(
             f"{texts:,} x {images:,}: {found['seconds']:.1f} s, {1e6 * found['seconds'] / pairs:.0f} µs a pair, "
