@@ -31,7 +31,7 @@ from benchmarks.synthetic import write_data
 from data.image_cache import ImageCache
 from data.loader import Loader
 from data.names import Names
-from data.tasks import HardNegativeTask, PairSource, read_pairs
+from data.tasks import Anchor, HardNegativeTask, PairSource, read_pairs
 from evaluation.score import score_matrix
 from model.config import UniterConfig
 from model.iais import REGULARISERS
@@ -130,7 +130,8 @@ class Bench:
         trainer.gradient.zero()
         before = start_memory_peak(self.device)
         found: Measured = {"seconds": 0.0}
-        for anchor in ("image", "text"):
+        anchors: tuple[Anchor, ...] = ("image", "text")
+        for anchor in anchors:
             parts: dict[str, float] = defaultdict(float)
             REGULARISERS["singular"] = self.timed(parts, "of which IAIS", regulariser)
             half(trainer, anchor, self.task(1), parts)
@@ -142,17 +143,17 @@ class Bench:
         peak = memory_peak(self.device)
         return found | {"peak bytes": peak, "beyond the state bytes": peak - before}
 
-    def program_half(self, trainer: Trainer, anchor: str, task: HardNegativeTask, parts: dict[str, float]) -> None:
+    def program_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeTask, parts: dict[str, float]) -> None:
         """A half of ``anchor``'s kind as the program does it; reading it is not timed, since it is done ahead."""
         half, objective = task[0 if anchor == "image" else 1].to(self.device), trainer.objective
         candidates = self.timed(parts, "mining", objective.mine)(trainer.model, half, self.compute)
         loss = self.timed(parts, "hard pass", objective.loss)(trainer.model, half, self.compute, candidates)
         self.timed(parts, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward)()
 
-    def reference_half(self, trainer: Trainer, anchor: str, task: HardNegativeTask, parts: dict[str, float]) -> None:
+    def reference_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeTask, parts: dict[str, float]) -> None:
         """The same by the reference."""
         reference, way = Reference(trainer.model), "V" if anchor == "image" else "L"
-        pairs = [(text, name) for _, text, name in task.candidates("image" if anchor == "image" else "text", 0)]
+        pairs = [(text, name) for _, text, name in task.candidates(anchor, 0)]
         batch = to(read(self.source, pairs), self.device)
         candidates = self.timed(parts, "mining", reference.mine)(batch)
         loss = self.timed(parts, "hard pass", reference.loss)(batch, candidates, HARD, "singular", way)

@@ -132,7 +132,7 @@ class ImageDatabase:
         return len(self._store)
 
     def __contains__(self, name: str) -> bool:
-        return (self._kept is None or name in self._kept) and name in self._store
+        return not self.absent([name])
 
     def absent(self, names: Collection[str]) -> list[str]:
         """Those of ``names`` that have no record, or no number of boxes."""
