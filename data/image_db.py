@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from data.record import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
-from data.store import LmdbReader, LmdbWriter, is_special
+from data.store import LmdbReader, LmdbWriter, check_name
 from utils.errors import InputError
 from utils.files import read_json, save_json
 
@@ -222,7 +222,7 @@ def _read_box_numbers(file: Path) -> dict[str, int]:
 def pack_image(
     features: np.ndarray,
     norm_bb: np.ndarray,
-    conf: np.ndarray,
+    conf: np.ndarray | None = None,
     *,
     rule: BoxRule | None,
     compressed: bool,
@@ -231,12 +231,14 @@ def pack_image(
     """The record of one image and the number of boxes in it: in falling confidence, filtered by ``rule``, in half precision.
 
     ``rule`` None keeps all. ``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K] and every ``extra`` have a row for each box.
+    Without ``conf`` the first boxes count as the most confident, and all as confident enough; the record then has none.
     Raises ``ValueError``.
     """
-    arrays = {"features": features, "norm_bb": norm_bb, "conf": conf, **extra}
+    arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
     _check_regions(arrays)
-    kept = len(conf) if rule is None else rule.count(conf)
-    order = np.argsort(-conf, kind="stable")[:kept]
+    confidence = np.full(len(features), np.inf) if conf is None else conf
+    kept = len(features) if rule is None else rule.count(confidence)
+    order = np.argsort(-confidence, kind="stable")[:kept]
     with np.errstate(over="ignore"):
         halves = {name: array[order].astype("<f2") for name, array in arrays.items()}
     for name, array in halves.items():
@@ -281,7 +283,9 @@ class ImageDatabaseWriter:
         self._store.__enter__()
         return self
 
-    def put(self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray, **extra: np.ndarray) -> None:
+    def put(
+        self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray | None = None, **extra: np.ndarray
+    ) -> None:
         """Add one image; the arrays are as for ``pack_image``."""
         try:
             record, kept = pack_image(features, norm_bb, conf, rule=self.rule, compressed=self.compressed, **extra)
@@ -289,11 +293,17 @@ class ImageDatabaseWriter:
             raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
         self.put_packed(name, record, kept)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
     def put_packed(self, name: str, record: bytes, kept: int) -> None:
         """Add one image that ``pack_image`` has made into a record of ``kept`` boxes, maybe in another process."""
-        if name in self._kept or is_special(name.encode()):
-            reason = "occurs twice" if name in self._kept else "has a name that databases keep for themselves"
-            raise InputError(f"{self.lmdb_path}: image {name!r} {reason}")
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InputError(f"{self.lmdb_path}: image {name!r} {error}") from error
+        if name in self:
+            raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
         self._store.put(name, record)
         self._kept[name] = kept
 

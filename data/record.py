@@ -20,7 +20,7 @@ import numpy as np
 MAX_ARRAY_BYTES = 64 << 20
 
 
-def _array(description: Any, shape: Any, data: Any) -> np.ndarray:
+def plain_array(description: Any, shape: Any, data: Any) -> np.ndarray:
     """A read-only array over ``data``, in the machine's byte order; ``description`` is numpy's, such as ``<f2``."""
     if isinstance(description, bytes):
         description = description.decode("ascii")
@@ -59,48 +59,69 @@ def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
         if field.get(b"kind") not in (None, b""):
             raise ValueError(f"{name}: is an array of objects, which would need pickle; such records are never read")
         try:
-            arrays[name] = _array(field.get(b"type"), field.get(b"shape"), field.get(b"data"))
+            arrays[name] = plain_array(field.get(b"type"), field.get(b"shape"), field.get(b"data"))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return arrays
 
 
-def _read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > MAX_ARRAY_BYTES:
         raise ValueError(f"takes {info.file_size:,} bytes, expected at most {MAX_ARRAY_BYTES:,}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"is compressed in an unknown way ({info.compress_type})")
     # The zip reader stops at the size announced, so a lying size ends as an error and not as a full memory.
-    stream = io.BytesIO(archive.read(info))
+    return archive.read(info)
+
+
+def read_members(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, bytes]:
+    """The ``.npy`` files of those of the ``wanted`` arrays that an ``.npz`` has; none that claims over 64 MiB is unpacked."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(record)) as archive:
+            present = set(archive.namelist())
+            members = {}
+            for name in wanted:
+                if f"{name}.npy" in present:
+                    try:
+                        members[name] = _read_member(archive, name)
+                    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+                        raise ValueError(f"{name}: {error}") from error
+            return members
+    except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, OverflowError) as error:
+        raise ValueError(f"is not an .npz ({error or type(error).__name__})") from error
+
+
+def read_npy_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether by column, and type of an ``.npy``; ``stream`` is then at its data."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"is in npy version {version}, expected 1.0 or 2.0")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
-        shape, by_column, dtype = read_header(stream)
+        return read_header(stream)
     except Exception as error:  # numpy reads a header as Python source, which can be wrong in any way
         raise ValueError(f"has no readable npy header ({type(error).__name__})") from error
+
+
+def read_npy(data: bytes) -> np.ndarray:
+    """The array in the bytes of an ``.npy``."""
+    stream = io.BytesIO(data)
+    shape, by_column, dtype = read_npy_header(stream)
     if by_column:
-        return _array(dtype.str, shape[::-1], stream.read()).T
-    return _array(dtype.str, shape, stream.read())
+        return plain_array(dtype.str, shape[::-1], stream.read()).T
+    return plain_array(dtype.str, shape, stream.read())
 
 
 def read_npz(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Those of the ``wanted`` arrays that an ``.npz`` has; only they are decompressed, and none that claims over 64 MiB."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(record)) as archive:
-            present = set(archive.namelist())
-            arrays = {}
-            for name in wanted:
-                if f"{name}.npy" in present:
-                    try:
-                        arrays[name] = _read_member(archive, name)
-                    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-                        raise ValueError(f"{name}: {error}") from error
-            return arrays
-    except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, OverflowError) as error:
-        raise ValueError(f"is not an .npz ({error or type(error).__name__})") from error
+    arrays = {}
+    for name, member in read_members(record, wanted).items():
+        try:
+            arrays[name] = read_npy(member)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return arrays
 
 
 def write_msgpack(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,8 +14,9 @@ from typing import Any
 import lmdb
 
 from utils.errors import InputError
-from utils.files import sync_folder
+from utils.files import building
 
+MAX_KEY_BYTES = 511  # what LMDB is built for
 _FLUSH_BYTES = 32 << 20
 _FIRST_MAP_BYTES = 256 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
@@ -77,6 +76,15 @@ def _possible_key(key: str, longest: int) -> bytes | None:
 def is_special(key: bytes) -> bool:
     """Whether ``key`` is a note such as ``__keys__`` and not the name of a record."""
     return key.startswith(b"__") and key.endswith(b"__")
+
+
+def check_name(name: str) -> None:
+    """``ValueError`` unless ``name`` can be that of a record."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(encoded) <= MAX_KEY_BYTES:
+        raise ValueError(f"has a name of {len(encoded)} bytes, expected 1 to {MAX_KEY_BYTES}")
+    if is_special(encoded):
+        raise ValueError("has a name that databases keep for themselves")
 
 
 class LmdbReader:
@@ -211,27 +219,27 @@ class LmdbReader:
 
 
 class LmdbWriter:
-    """Writes a new LMDB folder: records go to a hidden sibling that is renamed to ``path`` when the ``with`` block succeeds.
+    """Writes a new LMDB folder, which appears under its name when the ``with`` block succeeds.
 
-    ``folder`` is that sibling, where files that belong beside ``data.mdb`` are put. Raises ``InputError`` when ``path`` exists,
-    for a key that occurs twice or is too long, and when the disk refuses.
+    ``folder`` is where it is meanwhile, and where files that belong beside ``data.mdb`` are put. Raises ``InputError`` when
+    ``path`` exists or another process is writing it, for a key that occurs twice or is too long, and when the disk refuses.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        if os.path.lexists(self.path):
-            raise InputError(f"{self.path}: already exists; remove it or choose another output")
-        self.folder = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
+        self._stack = ExitStack()
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes = 0
 
     def __enter__(self) -> LmdbWriter:
-        try:
-            self.folder.mkdir(parents=True)
-            self._environment = lmdb.open(str(self.folder), map_size=_FIRST_MAP_BYTES, lock=False, sync=False)
-        except (OSError, lmdb.Error) as error:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise InputError(f"{self.path}: cannot be written ({error})") from error
+        with self._stack as stack:
+            self.folder = stack.enter_context(building(self.path))
+            try:
+                self._environment = lmdb.open(str(self.folder), map_size=_FIRST_MAP_BYTES, lock=False, sync=False)
+            except lmdb.Error as error:
+                raise InputError(f"{self.path}: cannot be written ({error})") from error
+            stack.callback(self._environment.close)
+            self._stack = stack.pop_all()
         return self
 
     def put(self, key: str, value: bytes) -> None:
@@ -262,24 +270,18 @@ class LmdbWriter:
         self._pending_bytes = 0
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._flush()
-                self._publish()
-        except OSError as failure:
-            raise InputError(f"{self.path}: cannot be written ({failure})") from failure
-        finally:
-            self._environment.close()
-            # After a rename there is nothing left under this name.
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._flush()
+            self._finish()
 
-    def _publish(self) -> None:
+    def _finish(self) -> None:
+        """Bring the file to its whole length, on the disk."""
         whole = (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]
         self._environment.close()
         with open(self.folder / "data.mdb", "r+b") as file:
             # LMDB may leave free pages at the end unwritten; readers take a short file for a truncated one.
             file.truncate(max(whole, file.seek(0, os.SEEK_END)))
             os.fsync(file.fileno())
-        sync_folder(self.folder)
-        os.rename(self.folder, self.path)
-        sync_folder(self.path.parent)

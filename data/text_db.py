@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from data.names import Names
-from data.store import LmdbReader, LmdbWriter, is_special
+from data.store import LmdbReader, LmdbWriter, check_name
 from utils.errors import InputError
 from utils.files import read_json, save_json
 
@@ -175,6 +175,12 @@ def _decode(record: memoryview | bytes) -> dict[str, Any]:
     return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
 
 
+def pack_text(input_ids: Iterable[int], image: str, **fields: Any) -> bytes:
+    """The record of one caption: its word pieces without special tokens, its image's name, and fields to keep beside them."""
+    record = {"input_ids": [int(number) for number in input_ids], "img_fname": image, **fields}
+    return lz4.frame.compress(msgpack.packb(record, use_bin_type=True))
+
+
 class TextDatabaseWriter:
     """Writes a text database whose folder appears when the ``with`` block succeeds.
 
@@ -196,17 +202,22 @@ class TextDatabaseWriter:
         self._store.__enter__()
         return self
 
-    def put(self, text_id: str, input_ids: Iterable[int], image: str, **fields: Any) -> None:
-        """Add one caption: its word pieces without special tokens, its image's file name, and fields to keep beside them."""
-        numbers = [int(number) for number in input_ids]
-        if not numbers:
+    def put(self, text_id: str, input_ids: Sequence[int], image: str, **fields: Any) -> None:
+        """Add one caption; the others are as for ``pack_text``."""
+        self.put_packed(text_id, image, pack_text(input_ids, image, **fields), len(input_ids))
+
+    def put_packed(self, text_id: str, image: str, record: bytes, length: int) -> None:
+        """Add one caption that ``pack_text`` has made into a record of ``length`` word pieces, maybe in another process."""
+        if not length:
             raise InputError(f"{self.path}: text {text_id!r} of {image!r} has no word pieces")
-        if text_id in self._lengths or is_special(text_id.encode()):
-            reason = "occurs twice" if text_id in self._lengths else "is one that databases keep for themselves"
-            raise InputError(f"{self.path}: text id {text_id!r} {reason}")
-        record = msgpack.packb({"input_ids": numbers, "img_fname": image, **fields}, use_bin_type=True)
-        self._store.put(text_id, lz4.frame.compress(record))
-        self._lengths[text_id] = len(numbers)
+        try:
+            check_name(text_id)
+        except ValueError as error:
+            raise InputError(f"{self.path}: text id {text_id!r} {error}") from error
+        if text_id in self._lengths:
+            raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
+        self._store.put(text_id, record)
+        self._lengths[text_id] = length
         self._image_of[text_id] = image
         self._texts_of.setdefault(image, []).append(text_id)
 

@@ -1,118 +1,82 @@
-"""Make an image database from a folder with one ``.npz`` of region features an image.
+"""Make an image database from region features, in any of the forms that detectors write them.
 
     python scripts/convert_imgdir.py --img_dir features/ --output img_db/flickr30k
+    python scripts/convert_imgdir.py --tsv karpathy_val_resnet101_faster_rcnn_genome.tsv.0 … --prefix coco_val2014_ --output …
 
-The database appears whole or not at all. Files that cannot be used are left out and listed at the end, with exit code 1.
+The database appears whole or not at all. Images that cannot be used are left out and listed at the end, with exit code 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.image_db import BoxRule, ImageDatabaseWriter, pack_image
-from data.record import read_npz
+from data.store import check_name
+from scripts.parallel import add_nproc, in_order
+from scripts.regions import folder, tsv
+from scripts.regions.names import Naming, naming
+from scripts.regions.source import Source
 from utils.errors import InputError, one_line_errors
+from utils.files import save_json
+from utils.provenance import made_by
 
-MAX_FILE_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class Source:
-    """One image to convert: its name in the database, and what loads its arrays in a worker.
-
-    ``load`` returns what ``pack_image`` takes and raises ``ValueError`` or ``OSError``.
-    """
-
-    name: str
-    load: Callable[[], dict[str, np.ndarray]]
+OTHER_DETECTOR = "warning: UNITER's weights were trained on other features than {}'s; expect to train from these anew"
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A worker's result: the record and its number of boxes, or why there is none."""
+    """A worker's result: the record, its number of boxes and numbers per feature, or why there is none."""
 
     name: str
+    place: str
     record: bytes = b""
     boxes: int = 0
+    width: int = 0
     error: str = ""
 
 
-def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K], perhaps ``soft_labels`` [K, C]; rows past ``nbb`` are padding."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise ValueError("is not a regular file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"is larger than {MAX_FILE_BYTES:,} bytes")
-    arrays = read_npz(path.read_bytes(), ("features", "norm_bb", "conf", "soft_labels", "nbb"))
-    for name in ("features", "norm_bb", "conf"):
-        if name not in arrays:
-            raise ValueError(f"has no {name}")
-    nbb = arrays.pop("nbb", None)
-    if nbb is None:
-        return arrays
-    rows = min(len(array) if array.ndim else 0 for array in arrays.values())
-    if nbb.size != 1 or nbb.dtype.kind not in "iu" or not 1 <= nbb.item() <= rows:
-        raise ValueError(f"nbb is {nbb.tolist()}, expected a number of boxes from 1 to {rows}")
-    return {name: array[: nbb.item()] for name, array in arrays.items()}
-
-
-def npz_sources(folder: Path) -> list[Source]:
-    """The images of a folder of ``.npz`` files, by name; ``InputError`` when there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    paths = sorted(folder.glob("*.npz"))
-    if not paths:
-        raise InputError(f"{folder}: no .npz file in it")
-    return [Source(path.name, partial(load_npz, path)) for path in paths]
-
-
-def pack(rule: BoxRule | None, compressed: bool, source: Source) -> Packed:
+def pack(rule: BoxRule | None, compressed: bool, named: tuple[str, Source]) -> Packed:
     """Load one image and make its record."""
+    name, source = named
     try:
-        record, boxes = pack_image(**source.load(), rule=rule, compressed=compressed)
-        return Packed(source.name, record, boxes)
+        check_name(name)
+        arrays = source.load()
+        record, boxes = pack_image(**arrays, rule=rule, compressed=compressed)
+        return Packed(name, source.place, record, boxes, arrays["features"].shape[1])
     except (ValueError, OSError) as error:
-        return Packed(source.name, error=str(error))
+        return Packed(name, source.place, error=str(error))
 
 
-def pack_all(task: Callable[[Source], Packed], sources: Iterable[Source], nproc: int) -> Iterator[Packed]:
-    """Records in the order of ``sources``; workers are never more than a few images ahead of whoever takes the records."""
-    if nproc == 1:
-        yield from map(task, sources)
-        return
-    waiting: deque[Future[Packed]] = deque()
-    # Spawned, because this process has a database open.
-    with ProcessPoolExecutor(nproc, mp_context=multiprocessing.get_context("spawn")) as pool:
+def with_names(sources: Iterable[Source], name_of: Naming, failures: list[tuple[str, str]]) -> Iterator[tuple[str, Source]]:
+    """The sources that have a name, with it; the others become failures."""
+    for source in sources:
         try:
-            for source in sources:
-                waiting.append(pool.submit(task, source))
-                if len(waiting) > 4 * nproc:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(f"--nproc {nproc}: a worker was killed, perhaps for memory; try fewer") from error
+            yield name_of(source.id), source
+        except ValueError as error:
+            failures.append((source.place, str(error)))
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description="Make an image database from a folder of .npz features.", allow_abbrev=False)
-    parser.add_argument("--img_dir", type=Path, required=True, help="folder of .npz, one an image")
+    parser = argparse.ArgumentParser(description="Make an image database from region features.", allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--img_dir", type=Path, help="folder of .npz (UNITER, MILVLG) or .npy pairs (MMF), one an image")
+    source.add_argument("--tsv", type=Path, nargs="+", help="TSV files of bottom-up-attention, py-bottom-up-attention or VinVL")
+    parser.add_argument("--sizes", type=Path, help="for VinVL's TSV: its hw.tsv, the pictures' heights and widths")
+    names = parser.add_mutually_exclusive_group()
+    names.add_argument("--prefix", help="name images by it and their number: flickr30k_, coco_train2014_, coco_val2014_")
+    names.add_argument("--annotations", type=Path, help="name images as the text databases of these annotations do")
     parser.add_argument("--output", type=Path, required=True, help="image database, what --img_db is given later")
     parser.add_argument("--conf_th", type=float, default=0.2, help="keep boxes above it; -1 keeps --num_bb (%(default)s)")
     parser.add_argument("--max_bb", type=int, default=100, help="keep at most so many boxes of an image (%(default)s)")
@@ -120,19 +84,36 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_bb", type=int, default=36, help="keep so many with --conf_th -1 (%(default)s)")
     parser.add_argument("--keep_all", action="store_true", help="keep every box, for filtering when the database is read")
     parser.add_argument("--compress", action="store_true", help="compressed records, for reading with --compressed_db")
-    parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="worker processes (%(default)s)")
-    options = parser.parse_args(arguments)
-    if options.nproc < 1:
-        parser.error(f"--nproc {options.nproc}: expected at least 1")
-    return options
+    add_nproc(parser)
+    return parser.parse_args(arguments)
+
+
+def open_sources(options: argparse.Namespace) -> tuple[Iterable[Source], int | None]:
+    """The images to convert, and how many where that is known. Raises ``InputError``."""
+    if options.img_dir is not None:
+        images = folder.sources_of(options.img_dir)
+        if folder.is_mmf(images):
+            print(OTHER_DETECTOR.format("MMF"), file=sys.stderr)
+        return images, len(images)
+    kinds = {path: tsv.kind_of(path) for path in options.tsv}
+    vinvl = any(map(tsv.is_vinvl, kinds.values()))
+    if vinvl and options.sizes is None:
+        raise InputError("--sizes: needed for VinVL's rows, whose boxes are in pixels; its hw.tsv has the pictures' sizes")
+    if options.keep_all and not all(map(tsv.has_confidences, kinds.values())):
+        raise InputError("--keep_all: bottom-up-attention's TSV has no confidences to filter by when the database is read")
+    if vinvl:
+        print(OTHER_DETECTOR.format("VinVL"), file=sys.stderr)
+    sizes = tsv.read_sizes(options.sizes) if options.sizes else {}
+    return chain.from_iterable(tsv.sources_of(path, kind, sizes) for path, kind in kinds.items()), None
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Convert every file, then list those that could not be."""
+    """Convert every image, then list those that could not be."""
     options = parse_options(arguments)
-    sources = npz_sources(options.img_dir)
-    failures: list[Packed] = []
+    name_of = naming(options.prefix, options.annotations)
+    sources, total = open_sources(options)
+    failures: list[tuple[str, str]] = []
     writer = ImageDatabaseWriter(
         options.output,
         conf_th=options.conf_th,
@@ -142,26 +123,41 @@ def main(arguments: list[str] | None = None) -> None:
         compressed=options.compress,
         keep_all=options.keep_all,
     )
-    images = boxes = 0
+    images = boxes = width = 0
     with writer as database:
         task = partial(pack, database.rule, database.compressed)
-        for packed in tqdm(
-            pack_all(task, sources, options.nproc), total=len(sources), desc=options.output.name, unit=" images", disable=None
-        ):
+        results = in_order(task, with_names(sources, name_of, failures), options.nproc)
+        for packed in tqdm(results, total=total, desc=options.output.name, unit=" images", disable=None):
+            width = width or packed.width
             if packed.error:
-                failures.append(packed)
-                continue
-            database.put_packed(packed.name, packed.record, packed.boxes)
-            images, boxes = images + 1, boxes + packed.boxes
+                failures.append((packed.place, packed.error))
+            elif packed.name in database:
+                failures.append((packed.place, f"image {packed.name!r} is there already, the first one is kept"))
+            elif packed.width != width:
+                failures.append((packed.place, f"features have {packed.width} numbers, those before {width}"))
+            else:
+                database.put_packed(packed.name, packed.record, packed.boxes)
+                images, boxes = images + 1, boxes + packed.boxes
         if not images:
-            first = failures[0]
-            raise InputError(f"{options.img_dir}: no file can be used; {first.name}: {first.error}")
+            place, reason = failures[0] if failures else (options.tsv[0], "has no row")
+            raise InputError(f"no image can be used; {place}: {reason}")
+    save_json(database.path / f"made_{database.lmdb_path.name}.json", note(options, images, failures))
     print(f"{database.lmdb_path}: {images:,} images, {boxes / images:.1f} boxes each")
     if failures:
-        print(f"{len(failures)} of {len(sources)} files could not be used and are not in the database:", file=sys.stderr)
-        for failure in failures:
-            print(f"  {options.img_dir / failure.name}: {failure.error}", file=sys.stderr)
+        print(
+            f"{len(failures)} of {images + len(failures)} images could not be used and are not in the database:",
+            file=sys.stderr,
+        )
+        for place, reason in failures:
+            print(f"  {place}: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def note(options: argparse.Namespace, images: int, failures: list[tuple[str, str]]) -> dict[str, Any]:
+    """Where a database comes from, in JSON's types."""
+    given = {key: list(map(str, value)) if isinstance(value, list) else value for key, value in vars(options).items()}
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None}
+    return {"made_by": made_by(__file__), "options": given, "images": images, "left_out": dict(failures)}
 
 
 if __name__ == "__main__":

@@ -8,148 +8,25 @@ Annotations are Karpathy's JSON, or JSONL or CSV with ``image``, ``caption`` and
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
-import json
-import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.text_db import TextDatabaseWriter
-from data.tokenizer import load_tokenizer
-from utils.errors import InputError, nearest, one_line_errors
+from data.text_db import TextDatabaseWriter, pack_text
+from data.tokenizer import WordPieceTokenizer, load_tokenizer
+from scripts.annotations import Caption, captions_of, read_annotations
+from scripts.parallel import add_nproc, in_order
+from utils.errors import one_line_errors
+from utils.provenance import made_by
 
-
-@dataclass(frozen=True)
-class Caption:
-    """One caption as its source has it; ``filename`` is the picture's, ``image`` names its features in the image database."""
-
-    text_id: str
-    image: str
-    filename: str
-    raw: str
-    split: str
-    dataset: str
-
-
-def feature_name(dataset: str, filename: str, folder: str = "") -> str:
-    """The key of a picture in an image database: the published name for Flickr30k and COCO, else its stem + ``.npz``.
-
-    ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
-    """
-    stem = Path(filename).stem
-    if not stem:
-        raise ValueError(f"file name {filename!r} names no picture")
-    digits = re.search(r"(\d+)$", stem)
-    if dataset == "flickr30k":
-        if digits is None:
-            raise ValueError(f"file name {filename!r} has no number, expected one such as 1000092795.jpg")
-        return f"flickr30k_{int(digits[1]):012d}.npz"
-    if dataset == "coco":
-        part = re.search(r"(train|val)2014", stem) or re.search(r"(train|val)2014", folder)
-        if part is None or digits is None:
-            raise ValueError(f"file name {filename!r} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
-        return f"coco_{part[0]}_{int(digits[1]):012d}.npz"
-    return f"{stem}.npz"
-
-
-def read_karpathy(text: str) -> Iterator[Caption]:
-    """Captions of ``dataset_flickr30k.json``, ``dataset_coco.json`` and their like; text ids are the ``sentid`` numbers."""
-    contents = json.loads(text)
-    if not isinstance(contents, dict) or not isinstance(contents.get("images"), list):
-        raise ValueError("has no list 'images', expected Karpathy's JSON")
-    dataset = str(contents.get("dataset", ""))
-    for number, picture in enumerate(contents["images"]):
-        try:
-            filename, split = _text(picture, "filename"), _text(picture, "split")
-            image = feature_name(dataset, filename, str(picture.get("filepath", "")))
-            for sentence in picture["sentences"]:
-                if not isinstance(sentence["sentid"], int):
-                    raise ValueError(f"sentid is {sentence['sentid']!r}, expected a whole number")
-                yield Caption(str(sentence["sentid"]), image, filename, _text(sentence, "raw"), split, dataset)
-        except KeyError as error:
-            raise ValueError(f"images[{number}]: has no {error}") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"images[{number}]: {error}") from error
-
-
-def _text(fields: dict[str, Any], key: str) -> str:
-    """``fields[key]``, which has to be text that UTF-8 can hold; raises ``KeyError`` and ``ValueError``."""
-    value = fields.get(key)
-    if value is None:
-        raise KeyError(key)
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is {value!r}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{key} has half of a surrogate pair, expected text") from error
-    return value
-
-
-def _read_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Caption]:
-    """Captions of rows, each with its line; text ids number the rows of all splits, so that no two databases share one."""
-    for number, (line, row) in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(f"line {line}: expected an object with image, caption and split")
-        try:
-            image, caption, split = (_text(row, key) for key in ("image", "caption", "split"))
-        except KeyError as error:
-            raise ValueError(f"line {line}: has no text {error}, expected image, caption and split") from error
-        except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from error
-        yield Caption(str(number), feature_name("", image), image, caption, split, "")
-
-
-def read_jsonl(text: str) -> Iterator[Caption]:
-    """Captions of a file with one JSON object a line."""
-
-    def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        for line, contents in enumerate(text.split("\n"), start=1):
-            if contents.strip():
-                try:
-                    yield line, json.loads(contents)
-                except ValueError as error:
-                    raise ValueError(f"line {line}: {error}") from error
-
-    return _read_rows(rows())
-
-
-def read_csv(text: str) -> Iterator[Caption]:
-    """Captions of a CSV file whose first row names its columns."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    return _read_rows((reader.line_num, row) for row in reader)
-
-
-READERS = {".json": read_karpathy, ".jsonl": read_jsonl, ".csv": read_csv}
-
-
-def captions_of(annotations: Path, contents: bytes, split: str) -> Iterator[Caption]:
-    """The captions of one split; ``InputError`` for a malformed file, a missing split, or two pictures with one name."""
-    splits: set[str] = set()
-    filename_of: dict[str, str] = {}
-    try:
-        for caption in READERS[annotations.suffix](contents.decode("utf-8-sig")):
-            splits.add(caption.split)
-            if caption.split == split:
-                other = filename_of.setdefault(caption.image, caption.filename)
-                if other != caption.filename:
-                    raise InputError(f"{annotations}: {other!r} and {caption.filename!r} would both be image {caption.image!r}")
-                yield caption
-    except InputError:
-        raise
-    except (ValueError, RecursionError, csv.Error) as error:
-        raise InputError(f"{annotations}: {error}") from error
-    if split not in splits:
-        raise InputError(f"{annotations}: no caption of split {split!r}{nearest(split, splits)}, it has {sorted(splits)}")
+CHUNK = 2000  # captions given to a worker at a time
+PER_WORKER = 15_000  # captions that are done in the time in which another worker starts
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -159,44 +36,57 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", required=True, help="train, restval, val, test, or what the file calls it")
     parser.add_argument("--output", type=Path, required=True, help="folder to make, such as itm_flickr30k_test.db")
     parser.add_argument("--vocab", type=Path, help="vocab.txt of the model; default: that of bert-base-cased")
+    add_nproc(parser)
     return parser.parse_args(arguments)
+
+
+_tokenizer = lru_cache(maxsize=1)(load_tokenizer)  # once in each worker
+
+
+def pack(vocab: Path | None, captions: list[Caption]) -> list[tuple[str, str, bytes, int]]:
+    """Text id, image, record and number of word pieces of each caption."""
+    tokenizer: WordPieceTokenizer = _tokenizer(vocab)
+    packed = []
+    for caption in captions:
+        ids = tokenizer.encode(caption.raw)
+        record = pack_text(
+            ids,
+            caption.image,
+            raw=caption.raw,
+            toked_caption=tokenizer.tokens(ids),
+            filename=caption.filename,
+            split=caption.split,
+            dataset=caption.dataset,
+        )
+        packed.append((caption.text_id, caption.image, record, len(ids)))
+    return packed
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Read captions, split them into word pieces, write the database."""
     options = parse_options(arguments)
-    if options.annotations.suffix not in READERS:
-        raise InputError(f"{options.annotations}: unknown kind of file, expected one of {', '.join(READERS)}")
-    try:
-        contents = options.annotations.read_bytes()
-    except OSError as error:
-        raise InputError(f"{options.annotations}: cannot be read ({error.strerror})") from error
-    tokenizer = load_tokenizer(options.vocab)
+    contents = read_annotations(options.annotations)
+    tokenizer = _tokenizer(options.vocab)
     meta = {
         **tokenizer.meta(),
         "annotations": options.annotations.name,
         "annotations_sha256": hashlib.sha256(contents).hexdigest(),
         "split": options.split,
+        "made_by": made_by(__file__),
     }
-    images, texts = set(), 0
     with TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
-        for caption in tqdm(captions, desc=options.output.name, unit=" captions", disable=None):
-            ids = tokenizer.encode(caption.raw)
-            database.put(
-                caption.text_id,
-                ids,
-                caption.image,
-                raw=caption.raw,
-                toked_caption=tokenizer.tokens(ids),
-                filename=caption.filename,
-                split=caption.split,
-                dataset=caption.dataset,
-            )
-            images.add(caption.image)
-            texts += 1
-    print(f"{options.output}: {texts:,} texts of {len(images):,} images")
+        chunks = [captions[first : first + CHUNK] for first in range(0, len(captions), CHUNK)]
+        nproc = min(options.nproc, 1 + len(captions) // PER_WORKER)
+        results = in_order(partial(pack, options.vocab), chunks, nproc)
+        progress = tqdm(total=len(captions), desc=options.output.name, unit=" captions", disable=None)
+        for text_id, image, record, length in chain.from_iterable(results):
+            database.put_packed(text_id, image, record, length)
+            progress.update()
+        progress.close()
+    images = {caption.image for caption in captions}
+    print(f"{options.output}: {len(captions):,} texts of {len(images):,} images")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from tqdm import tqdm
 
 from scripts.scenes.write import SPLITS, Job, captions_of, plan, scene_of, write_image, write_winoground
 from utils.errors import InputError, one_line_errors
+from utils.files import building
 
 README = """\
 The scenes dataset: drawn pictures of simple shapes, made by scripts/make_scenes.py --seed {seed} --twins {twins}.
@@ -82,7 +81,7 @@ def make_scenes(output: Path, counts: dict[str, int], twins: float, seed: int, w
         InputError: ``output`` exists, or cannot be made.
     """
     jobs = plan(counts, twins, seed)
-    with _new_folder(output) as root:
+    with building(output) as root:
         for folder in ("images", "features", "entities/Sentences", "entities/Annotations"):
             (root / folder).mkdir(parents=True)
         work = partial(write_image, root, seed=seed)
@@ -120,22 +119,6 @@ def images_per_caption(jobs: list[Job], seed: int) -> np.ndarray:
 
 def _collect(results: Iterator[dict[str, Any]], total: int) -> list[dict[str, Any]]:
     return list(tqdm(results, total=total, desc="drawing scenes", unit="image", disable=None))
-
-
-@contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
-    """A temporary sibling that takes the name ``output`` when all went well, and is removed otherwise."""
-    if output.exists():
-        raise InputError(f"{output}: exists already; expected a folder still to be made")
-    partial_folder = output.absolute().with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        partial_folder.mkdir(parents=True)
-        yield partial_folder
-        partial_folder.rename(output)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

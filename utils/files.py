@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,6 +83,50 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(path: str | Path) -> Iterator[Path]:
+    """A hidden folder that takes the name ``path`` when the block ends well, and vanishes when it does not.
+
+    What a killed process had begun is removed first. Raises ``InputError`` when ``path`` exists, when another process is
+    building it, and when the disk refuses.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise InputError(f"{path}: already exists; remove it or choose another output")
+    folder = path.with_name(f".{path.name}{PARTIAL}")
+    descriptor = -1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        _claim(descriptor, folder, path)
+        try:
+            for leftover in folder.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield folder
+            sync_folder(folder)
+            os.rename(folder, path)
+            sync_folder(path.parent)
+        finally:
+            # After the rename there is nothing left under this name.
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error})") from error
+    finally:
+        if descriptor != -1:
+            os.close(descriptor)
+
+
+def _claim(descriptor: int, folder: Path, path: Path) -> None:
+    """Lock the open ``folder`` for this process, until it closes it or ends."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        claimed = os.fstat(descriptor).st_ino == os.stat(folder).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        claimed = False  # locked by another process, or already renamed by it
+    if not claimed:
+        raise InputError(f"{path}: another process is writing it")
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:

@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from utils.files import replacing, save_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,12 +15,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine, in JSON's types."""
+    import torch  # here, since converters do without it and it takes a second
+
     return {
         "commit": _git("rev-parse", "HEAD"),
         "modified": None if (changes := _git("status", "--porcelain")) is None else changes.splitlines(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+    }
+
+
+def made_by(program: str) -> dict[str, Any]:
+    """Which program, of what commit, makes a database; "-dirty" where the code had uncommitted changes."""
+    return {
+        "program": str(Path(program).resolve().relative_to(ROOT)),
+        "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
     }
 
 

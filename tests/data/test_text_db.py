@@ -289,8 +289,8 @@ def interrupted() -> Iterator[int]:
 
 def test_writer_refuses_and_leaves_nothing(tmp_path: Path) -> None:
     make_database(tmp_path / "a.db")
-    with pytest.raises(InputError, match=r"a.db: already exists"):
-        TextDatabaseWriter(tmp_path / "a.db", META)
+    with pytest.raises(InputError, match=r"a.db: already exists"), TextDatabaseWriter(tmp_path / "a.db", META):
+        pass
     with pytest.raises(InputError, match="text id '1' occurs twice"), TextDatabaseWriter(tmp_path / "b.db", META) as writer:
         put_twice(writer, [1], "a.npz")
     with pytest.raises(InputError, match=r"b.db: empty split"), TextDatabaseWriter(tmp_path / "b.db", META):

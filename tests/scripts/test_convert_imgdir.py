@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import pytest
 
 from data.image_db import ImageDatabase
 from data.store import LmdbReader
-from scripts.convert_imgdir import Packed, Source, main, npz_sources, pack_all
+from scripts.convert_imgdir import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE = {"max_bb": 6, "min_bb": 2, "num_bb": 4}
@@ -85,27 +83,6 @@ def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
     assert files[0].read_text() == files[1].read_text()
 
 
-def test_workers_do_not_run_ahead(tmp_path: Path) -> None:
-    asked = 0
-
-    def sources() -> Iterator[Source]:
-        nonlocal asked
-        for number in range(40):
-            asked += 1
-            yield Source(f"{number}", dict)
-
-    results = pack_all(_slowless, sources(), 2)
-    names = []
-    for packed in results:
-        names.append(packed.name)
-        assert asked - len(names) <= 8
-    assert names == [f"{number}" for number in range(40)]
-
-
-def _slowless(source: Source) -> Packed:
-    return Packed(source.name, b"x", 1)
-
-
 def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = regions(5, 0)
     (folder / "b_text.npz").write_text("no archive")
@@ -132,7 +109,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
     assert stop.value.code == 1
     lines = capsys.readouterr().err.strip().split("\n")
     start = next(number for number, line in enumerate(lines) if "could not be used" in line)
-    assert lines[start].startswith(f"{len(bad) + 4} of {len(bad) + 15} files")
+    assert lines[start].startswith(f"{len(bad) + 4} of {len(bad) + 15} images")
     listed = {Path(line.split(": ")[0].strip()).stem: line.split(": ", 1)[1] for line in lines[start + 1 :]}
     assert set(listed) == {"b_text", "b_empty", "b_short", "b_folder", *bad}
     assert listed["b_noconf"] == "has no conf"
@@ -154,22 +131,13 @@ def test_user_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
     output, empty = str(tmp_path / "db"), tmp_path / "empty"
     empty.mkdir()
     assert refusal("--img_dir", str(tmp_path / "absent"), "--output", output).endswith("absent: no such folder")
-    assert refusal("--img_dir", str(empty), "--output", output).endswith("empty: no .npz file in it")
+    assert refusal("--img_dir", str(empty), "--output", output).endswith("empty: no .npz or .npy file in it")
     (empty / "x.npz").touch()
     line = refusal("--img_dir", str(empty), "--output", output, "--nproc", "1")
-    assert line.startswith(f"error: {empty}: no file can be used; x.npz: is not an .npz")
+    assert line.startswith(f"error: no image can be used; {empty / 'x.npz'}: is not an .npz")
     assert "min_bb 9 and max_bb 8" in refusal("--img_dir", str(folder), "--output", output, "--min_bb", "9", "--max_bb", "8")
-    assert "--nproc 0: expected at least 1" in refusal("--img_dir", str(folder), "--output", output, "--nproc", "0")
+    assert "--nproc: 0: expected at least 1" in refusal("--img_dir", str(folder), "--output", output, "--nproc", "0")
     assert "--img_dir" in refusal("--img", str(folder), "--output", output)
     assert not any((tmp_path / "db").glob("*"))
     convert(folder, tmp_path / "db")
     assert "already exists" in refusal("--img_dir", str(folder), "--output", output, *FLAGS)
-
-
-def test_an_unreadable_file_is_reported_as_such(tmp_path: Path) -> None:
-    path = tmp_path / "gone.npz"
-    np.savez(path, **regions(2, 0))
-    source = npz_sources(tmp_path)[0]
-    os.unlink(path)
-    with pytest.raises(OSError, match=r"gone\.npz"):
-        source.load()

@@ -15,7 +15,8 @@ import pytest
 
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
-from scripts.create_txtdb import feature_name, main
+from scripts.annotations import feature_name
+from scripts.create_txtdb import main
 
 ROOT = Path(__file__).resolve().parents[2]
 

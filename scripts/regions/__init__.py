@@ -1,0 +1,1 @@
+"""Region features as the field's detectors write them, read into the arrays of an image database."""
