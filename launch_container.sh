@@ -27,18 +27,9 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 readonly root
 
-fail() {
-    echo "launch_container: $*" >&2
-    exit 2
-}
-
-absolute() { # the path of folder $2, which the caller gave for $1
-    (CDPATH='' cd -- "$2" 2>/dev/null && pwd -P) || fail "$1: no folder '$2' that can be entered; make it or name another"
-}
-
-mounted() { # the value of --mount for folder $1 at $2, with options $3: fields of CSV, where commas and quotes need quotes
-    echo "type=bind,\"source=${1//\"/\"\"}\",target=$2${3:-}"
-}
+readonly program=launch_container
+# shellcheck source=scripts/docker.sh
+source "$root/scripts/docker.sh"
 
 if (($# < 4)); then
     fail "usage: launch_container.sh TXT_DB IMG_DB OUTPUT PRETRAINED [COMMAND...]"
@@ -51,11 +42,7 @@ shift 4
 [[ -w $output ]] || fail "OUTPUT: '$output' cannot be written to; name another folder"
 
 readonly image=${IAIS_IMAGE:-iais}
-command -v docker >/dev/null || fail "no docker; install it (https://docs.docker.com/engine/install)"
-runtimes=$(docker info --format '{{range $name, $_ := .Runtimes}}{{$name}} {{end}}' 2>/dev/null) ||
-    fail "docker's engine does not answer; start it, and join the group docker if only root may use it ('docker info' says more)"
-docker image inspect "$image" >/dev/null 2>&1 ||
-    fail "no image '$image'; build it with 'docker build --tag $image \"$root\"' or name another in IAIS_IMAGE"
+check_image "$image" "build it with 'docker build --tag $image \"$root\"' or name another in IAIS_IMAGE"
 
 options=(
     --rm --init --ipc=host --ulimit memlock=-1 --ulimit stack=67108864 --user "$(id -u):$(id -g)" --workdir /src
@@ -66,24 +53,7 @@ options=(
     --mount "$(mounted "$pretrained" /pretrain ,readonly)"
 )
 
-devices=${CUDA_VISIBLE_DEVICES-all}
-case ${devices// /} in
-    '' | -1*)
-        # NVIDIA's images ask for all, and get them where NVIDIA's runtime is docker's default.
-        options+=(--env NVIDIA_VISIBLE_DEVICES=void)
-        ;;
-    *)
-        if [[ " $runtimes" != *' nvidia '* ]] && ! command -v nvidia-ctk nvidia-container-cli >/dev/null; then
-            fail "no NVIDIA container toolkit, which GPUs need; install it" \
-                "(https://docs.nvidia.com/datacenter/cloud-native/container-toolkit) or set CUDA_VISIBLE_DEVICES= to use none"
-        fi
-        if [[ $devices == all ]]; then
-            options+=(--gpus all)
-        else
-            options+=(--gpus "\"device=${devices// /}\"")
-        fi
-        ;;
-esac
+add_gpus
 
 if [[ -t 0 && -t 1 ]]; then
     options+=(--interactive --tty)

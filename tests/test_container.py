@@ -21,71 +21,24 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.standins import ROOT, Docker, environment, executable, run, says
+
 LAUNCH = ROOT / "launch_container.sh"
 INSTALL = ROOT / "scripts/install_horovod.sh"
-SETTINGS = {"CUDA_VISIBLE_DEVICES", "IAIS_IMAGE", "PIP_CONSTRAINT", "CXX", "HOROVOD_CUDA_HOME", "HOROVOD_NCCL_HOME", "BASH_ENV"}
-
-
-def environment(**changes: object) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    return kept | {name: str(value) for name, value in changes.items()}
-
-
-def executable(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def run(*command: object, cwd: Path = ROOT, **changes: object) -> subprocess.CompletedProcess[str]:
-    """Without a terminal; the test reads the exit code."""
-    words = list(map(str, command))
-    return subprocess.run(
-        words, cwd=cwd, env=environment(**changes), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-def says(done: subprocess.CompletedProcess[str], code: int, message: str) -> None:
-    """Whether it ended with the exit code, and with one line that holds the message."""
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 # ---- launch_container.sh
 
 
-class Machine:
-    """Four folders with awkward names, and a ``docker`` that writes down how it was called."""
+class Machine(Docker):
+    """Four folders with awkward names, and a ``docker``."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.home = folder
         self.folders = [folder / name for name in ("txt db", "img,db", 'out "put"', "pre'trained")]
         for path in self.folders:
             path.mkdir()
-        self.record = folder / "record.json"
-        self.bin = folder / "bin"
-        executable(
-            self.bin / "docker",
-            f"""#!{sys.executable}
-import json, os, sys
-if sys.argv[1] == "info":
-    print(os.environ.get("RUNTIMES", "io.containerd.runc.v2 nvidia runc "))
-    sys.exit(int(os.environ.get("INFO", "0")))
-if sys.argv[1:3] == ["image", "inspect"]:
-    sys.exit(sys.argv[3] != os.environ.get("IMAGE", "iais"))
-with open({str(self.record)!r}, "w") as record:
-    json.dump(sys.argv[1:], record)
-print("from inside")
-sys.exit(int(os.environ.get("CODE", "0")))
-""",
-        )
-
-    @property
-    def path(self) -> str:
-        return f"{self.bin}:{os.environ['PATH']}"
 
     def path_without(self, *names: str) -> str:
         """A PATH of all programs but the ones of these names."""
@@ -96,10 +49,6 @@ sys.exit(int(os.environ.get("CODE", "0")))
                 if not any(fnmatch.fnmatch(program.name, name) for name in names) and not (folder / program.name).is_symlink():
                     (folder / program.name).symlink_to(program)
         return str(folder)
-
-    def recorded(self) -> list[str]:
-        recorded: list[str] = json.loads(self.record.read_text())
-        return recorded
 
     def expected(self, *command: str, gpus: tuple[str, ...] = ("--gpus", "all"), image: str = "iais") -> list[str]:
         text, images, output, pretrained = self.folders

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from data.store import LmdbReader
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
 from scripts.annotations import feature_name
@@ -177,3 +178,20 @@ def test_program_refuses_from_the_command_line(tmp_path: Path) -> None:
     assert "--annotations" in message
     assert ends("--annotations", "d.json", "--output", "deep/er/new.db") == (0, "")
     assert len(TextDatabase(tmp_path / "deep" / "er" / "new.db")) == 3
+
+
+def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = [(f"{number}.jpg", "test", [(number, f"Man {number} rides.")]) for number in range(30)]
+    monkeypatch.setattr("scripts.create_txtdb.CHUNK", 7)
+    monkeypatch.setattr("scripts.create_txtdb.PER_WORKER", 5)
+    paths = []
+    for nproc in ("1", "2"):
+        (tmp_path / nproc).mkdir()
+        paths.append(run(tmp_path / nproc, karpathy("", *pictures), "test", "dataset.json", "--nproc", nproc))
+    for name in ("meta.json", "id2len.json", "txt2img.json", "img2txts.json"):
+        assert (paths[0] / name).read_text() == (paths[1] / name).read_text()
+    with LmdbReader(paths[0]) as one, LmdbReader(paths[1]) as two:
+        assert len(one) == len(two) == 30
+        assert all(bytes(one.get(key)) == bytes(two.get(key)) for key in one.keys())  # noqa: SIM118
+    meta = json.loads((paths[0] / "meta.json").read_text())
+    assert meta["made_by"]["program"] == "scripts/create_txtdb.py"
