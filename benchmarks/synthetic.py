@@ -21,20 +21,24 @@ def write_data(folder: Path, config: UniterConfig, images: int, texts: int) -> N
     rng = np.random.default_rng(0)
     with ImageDatabaseWriter(folder / "images") as writer:
         for number in range(images):
-            regions = int(np.clip(rng.poisson(36), 10, 100))
-            corner, size = rng.random((regions, 2)) / 2, rng.random((regions, 2)) / 2
-            writer.put(
-                image_name(number),
-                rng.standard_normal((regions, config.img_dim), np.float32).clip(0).astype(np.float16),
-                np.concatenate([corner, corner + size, size], axis=1).astype(np.float16),
-                np.full(regions, 0.9, np.float16),
-                soft_labels=rng.random((regions, CLASSES), np.float32).astype(np.float16),
-            )
+            writer.put(image_name(number), **random_regions(rng, config.img_dim))
     specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, config.vocab_size]}
     with TextDatabaseWriter(folder / "texts.db", specials) as writer:
         for number in range(texts):
             pieces = rng.integers(106, config.vocab_size, int(rng.integers(5, 31)))
             writer.put(str(number), pieces, image_name(number % images))
+
+
+def random_regions(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
+    """The arrays of an image; half of its features are 0, as a rectifier leaves them."""
+    regions = int(np.clip(rng.poisson(36), 10, 100))
+    corner, size = rng.random((regions, 2)) / 2, rng.random((regions, 2)) / 2
+    return {
+        "features": rng.standard_normal((regions, width), np.float32).clip(0).astype(np.float16),
+        "norm_bb": np.concatenate([corner, corner + size, size], axis=1).astype(np.float16),
+        "conf": np.full(regions, 0.9, np.float16),
+        "soft_labels": rng.random((regions, CLASSES), np.float32).astype(np.float16),
+    }
 
 
 def image_name(number: int) -> str:
