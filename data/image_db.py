@@ -14,10 +14,11 @@ from types import TracebackType
 
 import numpy as np
 
+from data.boxes import BoxRule, Layout
 from data.record import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
 from data.store import LmdbReader, LmdbWriter, check_name
 from utils.errors import InputError
-from utils.files import read_json, save_json
+from utils.files import read_json, save_json, shown
 
 _DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
 
@@ -33,44 +34,6 @@ class Image:
     name: str
     features: np.ndarray
     boxes: np.ndarray
-
-
-@dataclass(frozen=True)
-class BoxRule:
-    """How many boxes of an image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` when ``conf_th`` is -1."""
-
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int = 36
-
-    def __post_init__(self) -> None:
-        if not (self.conf_th == -1 or 0 <= self.conf_th <= 1):
-            raise InputError(f"conf_th {self.conf_th}: expected a confidence from 0 to 1, or -1 for num_bb boxes an image")
-        if not 1 <= self.min_bb <= self.max_bb:
-            raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}: expected 1 <= min_bb <= max_bb")
-        if self.num_bb < 1:
-            raise InputError(f"num_bb {self.num_bb}: expected at least 1")
-
-    @property
-    def fixed(self) -> bool:
-        """Whether every image keeps ``num_bb`` boxes."""
-        return self.conf_th == -1
-
-    @property
-    def suffix(self) -> str:
-        """``th0.2_max100_min10``, as in the names of published databases."""
-        return f"th{float(self.conf_th)}_max{self.max_bb}_min{self.min_bb}"
-
-    @property
-    def folder(self) -> str:
-        """Name of the LMDB folder, without ``_compressed``."""
-        return f"feat_numbb{self.num_bb}" if self.fixed else f"feat_{self.suffix}"
-
-    def count(self, conf: np.ndarray) -> int:
-        """Number of boxes kept of those with confidences ``conf`` [K]; compared in their own precision, never more than K."""
-        wanted = self.num_bb if self.fixed else min(max(int((conf > float(self.conf_th)).sum()), self.min_bb), self.max_bb)
-        return min(wanted, len(conf))
 
 
 class ImageDatabase:
@@ -94,17 +57,16 @@ class ImageDatabase:
         self.rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
         self._read = read_npz if compressed else read_msgpack
         self._kept: dict[str, int] | None = None
-        suffix = "_compressed" if compressed else ""
-        names = [self.rule.folder + suffix, "all" + suffix]
+        names = [Layout(rule, compressed).folder for rule in (self.rule, None)]
         try:
             name = next((name for name in names if (self.path / name).is_dir()), None)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be entered ({error.strerror})") from error
         if name is None:
-            raise InputError(f"{self.path}: no such image database, looked for {' and '.join(names)}; {_contents(self.path)}")
+            raise InputError(f"{self.path}: no such image database, looked for {' and '.join(names)}; {contents_of(self.path)}")
         self._filtered = name == names[0]
         if self._filtered and not self.rule.fixed:
-            self._kept = _read_box_numbers(self.path / f"nbb_{self.rule.suffix}.json")
+            self._kept = _read_box_numbers(self.path / Layout(self.rule, compressed).sidecar)
         self._store = LmdbReader(self.path / name)
 
     def describe(self) -> dict[str, object]:
@@ -122,7 +84,7 @@ class ImageDatabase:
             return list(self._store.keys())
         try:
             names = json.loads(bytes(self._store.get("__keys__")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self._store.path}: __keys__ is not JSON ({error})") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{self._store.path}: __keys__ is not a list of image names")
@@ -158,7 +120,7 @@ class ImageDatabase:
         for key in wanted:
             if key not in arrays:
                 raise ValueError(f"has no {key}")
-        _check_regions(arrays)
+        check_regions(arrays)
         features, norm_bb = arrays["features"], arrays["norm_bb"]
         if not self._filtered:
             kept = self.rule.count(arrays["conf"])
@@ -167,7 +129,7 @@ class ImageDatabase:
         else:
             assert self._kept is not None
             if name not in self._kept:
-                raise ValueError(f"nbb_{self.rule.suffix}.json does not name it")
+                raise ValueError(f"{Layout(self.rule, False).sidecar} does not name it")
             # The number may be larger than what is stored, where the detector found fewer than min_bb boxes.
             kept = min(self._kept[name], len(features))
         return Image(name, features[:kept], _seven_numbers(norm_bb[:kept]))
@@ -185,7 +147,7 @@ def _seven_numbers(norm_bb: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _check_regions(arrays: Mapping[str, np.ndarray]) -> None:
+def check_regions(arrays: Mapping[str, np.ndarray]) -> None:
     """``ValueError`` unless the arrays are floating and finite, and have one row for each of at least one box."""
     rows = arrays["features"].shape[:1]
     for name, array in arrays.items():
@@ -202,7 +164,8 @@ def _check_regions(arrays: Mapping[str, np.ndarray]) -> None:
         raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
 
 
-def _contents(path: Path) -> str:
+def contents_of(path: Path) -> str:
+    """What is in a folder, for a message."""
     if not path.is_dir():
         return "the folder does not exist"
     names = sorted(entry.name for entry in path.iterdir())
@@ -215,7 +178,7 @@ def _read_box_numbers(file: Path) -> dict[str, int]:
         raise InputError(f"{file}: expected a JSON object")
     for name, number in numbers.items():
         if type(number) is not int or number < 1:
-            raise InputError(f"{file}: {name!r} has {number!r}, expected a number of boxes")
+            raise InputError(f"{file}: {shown(name)} has {shown(number)}, expected a number of boxes")
     return numbers
 
 
@@ -235,7 +198,7 @@ def pack_image(
     Raises ``ValueError``.
     """
     arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
-    _check_regions(arrays)
+    check_regions(arrays)
     confidence = np.full(len(features), np.inf) if conf is None else conf
     kept = len(features) if rule is None else rule.count(confidence)
     order = np.argsort(-confidence, kind="stable")[:kept]
@@ -268,14 +231,8 @@ class ImageDatabaseWriter:
     ) -> None:
         rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
         self.path = Path(path)
-        self.rule = None if keep_all else rule
-        self.compressed = compressed
-        self.lmdb_path = self.path / (("all" if keep_all else rule.folder) + ("_compressed" if compressed else ""))
-        self._sidecar: Path | None = None
-        if keep_all:
-            self._sidecar = self.path / "nbb.json"
-        elif not rule.fixed:
-            self._sidecar = self.path / f"nbb_{rule.suffix}.json"
+        self.layout = Layout(None if keep_all else rule, compressed)
+        self.lmdb_path = self.path / self.layout.folder
         self._store = LmdbWriter(self.lmdb_path)
         self._kept: dict[str, int] = {}
 
@@ -288,7 +245,9 @@ class ImageDatabaseWriter:
     ) -> None:
         """Add one image; the arrays are as for ``pack_image``."""
         try:
-            record, kept = pack_image(features, norm_bb, conf, rule=self.rule, compressed=self.compressed, **extra)
+            record, kept = pack_image(
+                features, norm_bb, conf, rule=self.layout.rule, compressed=self.layout.compressed, **extra
+            )
         except ValueError as error:
             raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
         self.put_packed(name, record, kept)
@@ -320,11 +279,10 @@ class ImageDatabaseWriter:
         if not self._kept:
             raise InputError(f"{self.lmdb_path}: there is no image to write")
         self._store.put("__keys__", json.dumps(list(self._kept)).encode())
-        if self._sidecar is None:
+        if not self.layout.sidecar:
             return
         # The compressed and the plain database share one JSON; one that is left of neither may be replaced.
-        folder = self.lmdb_path.name
-        twin = self.path / (folder.removesuffix("_compressed") if self.compressed else folder + "_compressed")
-        if twin.is_dir() and self._sidecar.exists() and read_json(self._sidecar) != self._kept:
-            raise InputError(f"{self._sidecar}: belongs to {twin.name}, which has other images or numbers of boxes")
-        save_json(self._sidecar, self._kept, indent=None)
+        sidecar, twin = self.path / self.layout.sidecar, self.path / self.layout.twin.folder
+        if twin.is_dir() and sidecar.exists() and read_json(sidecar) != self._kept:
+            raise InputError(f"{sidecar}: belongs to {twin.name}, which has other images or numbers of boxes")
+        save_json(sidecar, self._kept, indent=None)

@@ -17,7 +17,11 @@ from typing import Any
 import msgpack
 import numpy as np
 
-MAX_ARRAY_BYTES = 64 << 20
+from utils.files import shown
+
+MAX_RECORD_BYTES = MAX_ARRAY_BYTES = 64 << 20
+MAX_ITEMS, MAX_CONTAINERS = 4096, 1024
+_MOST_DIMENSIONS, _LONGEST_TYPE = 8, 32
 
 
 def plain_array(description: Any, shape: Any, data: Any) -> np.ndarray:
@@ -26,29 +30,55 @@ def plain_array(description: Any, shape: Any, data: Any) -> np.ndarray:
         description = description.decode("ascii")
     if not isinstance(description, str) or not isinstance(shape, (list, tuple)) or not isinstance(data, bytes):
         raise ValueError("is not a plain array")
+    if len(description) > _LONGEST_TYPE:  # of structures with a million fields, numpy would make a type first
+        raise ValueError(f"has the unknown type {shown(description)}")
     try:
         dtype = np.dtype(description)
     except (TypeError, ValueError, SyntaxError) as error:
         raise ValueError(f"has the unknown type {description!r}") from error
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise ValueError(f"has type {description!r}, expected plain numbers; objects and pickles are never read")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"has the impossible shape {shape!r}")
+    if len(shape) > _MOST_DIMENSIONS or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+        raise ValueError(f"has the impossible shape {shown(shape)}")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"holds {len(data)} bytes where its shape {list(shape)} and type {description!r} do not")
     array = np.frombuffer(data, dtype).reshape(shape)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 
-def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
-    """Those of the ``wanted`` arrays that a msgpack record has; keys may be bytes or text, other fields are not looked at."""
+def unpack_map(packed: memoryview | bytes, **options: Any) -> dict[Any, Any]:
+    """The map that ``packed`` is in msgpack; ``options`` are those of ``msgpack.unpackb``. Raises ``ValueError``.
+
+    A byte of msgpack can make an object of ninety, so lists and maps have at most 4,096 items, and there are at most 1,024 of
+    them. What 16 MiB unpack to takes under 512 MiB then.
+    """
+    containers = 0
+
+    def count(container: Any) -> Any:
+        nonlocal containers
+        containers += 1
+        if containers > MAX_CONTAINERS:
+            raise ValueError(f"more than {MAX_CONTAINERS:,} lists and maps")
+        return container
+
+    limits = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS, "list_hook": count, "object_hook": count}
     try:
-        # Everything raw: old writers did not tell text from bytes, so b"nd" and "nd" must be the same key.
-        fields = msgpack.unpackb(record, raw=True, strict_map_key=False)
+        fields = msgpack.unpackb(
+            packed, strict_map_key=False, ext_hook=lambda code, data: count(msgpack.ExtType(code, data)), **limits, **options
+        )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise ValueError(f"is not a msgpack record ({error or type(error).__name__})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"is a msgpack {type(fields).__name__}, expected a map")
+    return fields
+
+
+def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the ``wanted`` arrays that a msgpack record has; keys may be bytes or text, other fields are not looked at."""
+    if len(record) > MAX_RECORD_BYTES:
+        raise ValueError(f"has {len(record):,} bytes, expected at most {MAX_RECORD_BYTES:,}")
+    # Everything raw: old writers did not tell text from bytes, so b"nd" and "nd" must be the same key.
+    fields = unpack_map(record, raw=True)
     arrays = {}
     for name in wanted:
         field = fields.get(name.encode())
@@ -71,8 +101,9 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise ValueError(f"takes {info.file_size:,} bytes, expected at most {MAX_ARRAY_BYTES:,}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"is compressed in an unknown way ({info.compress_type})")
-    # The zip reader stops at the size announced, so a lying size ends as an error and not as a full memory.
-    return archive.read(info)
+    # With a number of bytes, or else the zip reader unpacks up to 2 GiB before it compares with the size announced.
+    with archive.open(info) as member:
+        return member.read(info.file_size)
 
 
 def read_members(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, bytes]:

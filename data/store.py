@@ -40,7 +40,7 @@ def _drop_inherited() -> None:
 os.register_at_fork(after_in_child=_drop_inherited)
 
 
-def _open_checked(path: Path) -> lmdb.Environment:
+def _open_checked(path: Path, readahead: bool) -> lmdb.Environment:
     """Open ``path`` for reading; a file shorter than its header promises is refused, since reading past its end is a SIGBUS."""
     file = path / "data.mdb"
     if not file.is_file():
@@ -49,7 +49,7 @@ def _open_checked(path: Path) -> lmdb.Environment:
     if size == 0:
         raise InputError(f"{file}: empty file, expected an LMDB database")
     try:
-        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False, create=False)
+        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=readahead, create=False)
     except lmdb.Error as error:
         raise InputError(f"{file}: cannot be read as LMDB ({_reason(error)})") from error
     promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -90,19 +90,21 @@ def check_name(name: str) -> None:
 class LmdbReader:
     """Read-only view of an LMDB folder, opened at the first look-up in each process; safe to pickle and to carry over a fork.
 
-    Every method raises ``InputError`` when the database is missing, truncated, or not LMDB.
+    ``readahead`` is for whoever reads all of it in its order. Every method raises ``InputError`` when the database is missing,
+    truncated, or not LMDB.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, readahead: bool = False) -> None:
         self.path = Path(path)
+        self._readahead = readahead
         self._environment: lmdb.Environment | None = None
         self._pid = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "readahead": self._readahead}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __enter__(self) -> LmdbReader:
         return self
@@ -122,7 +124,7 @@ class LmdbReader:
             if self._environment is None or self._pid != os.getpid():
                 real = os.path.realpath(self.path)
                 if real not in _shared:
-                    _shared[real] = [_open_checked(self.path), 0]
+                    _shared[real] = [_open_checked(self.path, self._readahead), 0]
                 _shared[real][1] += 1
                 self._environment, self._pid = _shared[real][0], os.getpid()
             return self._environment

@@ -15,9 +15,10 @@ import msgpack
 import numpy as np
 
 from data.names import Names
+from data.record import unpack_map
 from data.store import LmdbReader, LmdbWriter, check_name
 from utils.errors import InputError
-from utils.files import read_json, save_json
+from utils.files import read_json, save_json, shown
 
 _MAX_RECORD_BYTES = 16 << 20
 
@@ -74,11 +75,15 @@ class TextDatabase:
             raise InputError(f"{file}: expected a JSON object")
         v_range = meta.get("v_range")
         if not (isinstance(v_range, list) and len(v_range) == 2 and all(type(n) is int for n in v_range) and v_range[1] > 0):
-            raise InputError(f"{file}: v_range is {v_range!r}, expected [first ordinary word piece, size of the vocabulary]")
+            raise InputError(
+                f"{file}: v_range is {shown(v_range)}, expected [first ordinary word piece, size of the vocabulary]"
+            )
         self.vocab_size: int = v_range[1]
         for key in ("CLS", "SEP"):
             if type(meta.get(key)) is not int or not 0 <= meta[key] < self.vocab_size:
-                raise InputError(f"{file}: {key} is {meta.get(key)!r}, expected a word piece's number under {self.vocab_size}")
+                raise InputError(
+                    f"{file}: {key} is {shown(meta.get(key))}, expected a word piece's number under {self.vocab_size}"
+                )
         self.cls_id: int = meta["CLS"]
         self.sep_id: int = meta["SEP"]
 
@@ -88,16 +93,16 @@ class TextDatabase:
         image_of: dict[str, str] = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
         missing = next((text_id for text_id in texts if text_id not in image_of), None)
         if missing is not None:
-            raise InputError(f"{image_file}: has no text {missing!r}, which id2len.json names")
+            raise InputError(f"{image_file}: has no text {shown(missing)}, which id2len.json names")
         listed = set()
-        for image, of_image in _read_map(texts_file, "a list of text ids", _is_text_list).items():
+        for image, of_image in _read_map(texts_file, "a list of text ids", is_text_list).items():
             for text_id in of_image:
                 if image_of.get(text_id) != image:
-                    raise InputError(f"{texts_file}: lists text {text_id!r} for {image!r}, the other files do not")
+                    raise InputError(f"{texts_file}: lists text {shown(text_id)} for {shown(image)}, the other files do not")
             listed.update(of_image)
         missing = next((text_id for text_id in texts if text_id not in listed), None)
         if missing is not None:
-            raise InputError(f"{texts_file}: does not list text {missing!r} for its image {image_of[missing]!r}")
+            raise InputError(f"{texts_file}: does not list text {shown(missing)} for its image {shown(image_of[missing])}")
         return image_of
 
     def __len__(self) -> int:
@@ -110,19 +115,10 @@ class TextDatabase:
     def __getitem__(self, text_id: str) -> Text:
         record = self._store.get(text_id)
         try:
-            fields = _decode(record)
-            return Text(text_id, self._input_ids(fields), self._image(text_id, fields), fields)
+            fields = decode_text(record)
+            return Text(text_id, input_ids_of(fields, self.vocab_size), self._image(text_id, fields), fields)
         except ValueError as error:
             raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
-
-    def _input_ids(self, fields: dict[str, Any]) -> np.ndarray:
-        numbers = fields.pop("input_ids", None)
-        if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
-            raise ValueError("input_ids is missing, empty or not a list of integers")
-        if min(numbers) < 0 or max(numbers) >= self.vocab_size:
-            wrong = min(numbers) if min(numbers) < 0 else max(numbers)
-            raise ValueError(f"word piece {wrong} is outside the vocabulary of {self.vocab_size}")
-        return np.array(numbers, dtype=np.int64)
 
     def _image(self, text_id: str, fields: dict[str, Any]) -> str:
         image = fields.pop("img_fname", None)
@@ -131,7 +127,7 @@ class TextDatabase:
         place = self.ids.place(text_id)
         expected = None if place is None else self.images[self.image_of[place]]
         if image is None or image != expected:
-            raise ValueError(f"img_fname is {image!r}, txt2img.json says {expected!r}")
+            raise ValueError(f"img_fname is {shown(image)}, txt2img.json says {shown(expected)}")
         return image
 
     def close(self) -> None:
@@ -139,7 +135,19 @@ class TextDatabase:
         self._store.close()
 
 
-def _is_text_list(value: Any) -> bool:
+def input_ids_of(fields: dict[str, Any], vocab_size: int) -> np.ndarray:
+    """Takes ``input_ids``, int64 [words], out of a record's map; raises ``ValueError`` when they are not word pieces."""
+    numbers = fields.pop("input_ids", None)
+    if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
+        raise ValueError("input_ids is missing, empty or not a list of integers")
+    if min(numbers) < 0 or max(numbers) >= vocab_size:
+        wrong = min(numbers) if min(numbers) < 0 else max(numbers)
+        raise ValueError(f"word piece {wrong} is outside the vocabulary of {vocab_size}")
+    return np.array(numbers, dtype=np.int64)
+
+
+def is_text_list(value: Any) -> bool:
+    """Whether JSON or msgpack has a list of texts."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
@@ -150,12 +158,12 @@ def _read_map(file: Path, meaning: str, fits: Callable[[Any], bool]) -> dict[str
         raise InputError(f"{file}: expected a JSON object")
     for key, value in contents.items():
         if not fits(value):
-            raise InputError(f"{file}: {key!r} has {value!r}, expected {meaning}")
+            raise InputError(f"{file}: {shown(key)} has {shown(value)}, expected {meaning}")
     return contents
 
 
-def _decode(record: memoryview | bytes) -> dict[str, Any]:
-    """The map in a record, keys as text; raises ``ValueError``. No record makes this take more than 16 MiB."""
+def decode_text(record: memoryview | bytes) -> dict[str, Any]:
+    """The map in a record, keys as text; raises ``ValueError``. At most 16 MiB are unpacked."""
     frame = lz4.frame.LZ4FrameDecompressor()
     try:
         packed = frame.decompress(record, max_length=_MAX_RECORD_BYTES)
@@ -166,12 +174,7 @@ def _decode(record: memoryview | bytes) -> dict[str, Any]:
         raise ValueError(f"unpacks to over {_MAX_RECORD_BYTES:,} bytes" if full else "is cut short (lz4 frame without end)")
     if frame.unused_data:
         raise ValueError(f"has {len(frame.unused_data)} bytes after the end of its lz4 frame")
-    try:
-        fields = msgpack.unpackb(packed, strict_map_key=False, unicode_errors="surrogateescape")
-    except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
-        raise ValueError(f"is not msgpack ({error or type(error).__name__})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"is a msgpack {type(fields).__name__}, expected a map")
+    fields = unpack_map(packed, unicode_errors="surrogateescape")
     return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
 
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.image_db import BoxRule, ImageDatabaseWriter, pack_image
+from data.boxes import Layout
+from data.image_db import ImageDatabaseWriter, pack_image
 from data.store import check_name
 from scripts.parallel import add_nproc, in_order
 from scripts.regions import folder, tsv
@@ -46,13 +47,13 @@ class Packed:
     error: str = ""
 
 
-def pack(rule: BoxRule | None, compressed: bool, named: tuple[str, Source]) -> Packed:
+def pack(layout: Layout, named: tuple[str, Source]) -> Packed:
     """Load one image and make its record."""
     name, source = named
     try:
         check_name(name)
         arrays = source.load()
-        record, boxes = pack_image(**arrays, rule=rule, compressed=compressed)
+        record, boxes = pack_image(**arrays, rule=layout.rule, compressed=layout.compressed)
         return Packed(name, source.place, record, boxes, arrays["features"].shape[1])
     except (ValueError, OSError) as error:
         return Packed(name, source.place, error=str(error))
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     images = boxes = width = 0
     with writer as database:
-        task = partial(pack, database.rule, database.compressed)
+        task = partial(pack, database.layout)
         results = in_order(task, with_names(sources, name_of, failures), options.nproc)
         for packed in tqdm(results, total=total, desc=options.output.name, unit=" images", disable=None):
             width = width or packed.width

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,14 @@ import numpy as np
 from utils.errors import InputError
 
 PARTIAL = ".partial"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def shown(value: Any) -> str:
+    """What a file holds, as a message has it: like ``repr``, but of a long or deep value only the beginning."""
+    return _SHORT.repr(value)
 
 
 def read_json(path: str | Path) -> Any:

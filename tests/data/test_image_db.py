@@ -16,7 +16,8 @@ import msgpack_numpy
 import numpy as np
 import pytest
 
-from data.image_db import BoxRule, ImageDatabase, ImageDatabaseWriter, pack_image
+from data.boxes import BoxRule
+from data.image_db import ImageDatabase, ImageDatabaseWriter, pack_image
 from data.record import read_msgpack, read_npz, write_msgpack
 from data.store import LmdbReader
 from tests.conftest import GOLDEN

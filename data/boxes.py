@@ -1,0 +1,98 @@
+"""Which boxes of an image a database keeps, and what its folders and files are called for that (see docs/formats.md)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import InputError
+
+
+@dataclass(frozen=True)
+class BoxRule:
+    """How many boxes of an image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` when ``conf_th`` is -1."""
+
+    conf_th: float = 0.2
+    max_bb: int = 100
+    min_bb: int = 10
+    num_bb: int = 36
+
+    def __post_init__(self) -> None:
+        if not (self.conf_th == -1 or 0 <= self.conf_th <= 1):
+            raise InputError(f"conf_th {self.conf_th}: expected a confidence from 0 to 1, or -1 for num_bb boxes an image")
+        if not 1 <= self.min_bb <= self.max_bb:
+            raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}: expected 1 <= min_bb <= max_bb")
+        if self.num_bb < 1:
+            raise InputError(f"num_bb {self.num_bb}: expected at least 1")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every image keeps ``num_bb`` boxes."""
+        return self.conf_th == -1
+
+    @property
+    def suffix(self) -> str:
+        """``th0.2_max100_min10``, as in the names of published databases."""
+        return f"th{float(self.conf_th)}_max{self.max_bb}_min{self.min_bb}"
+
+    @property
+    def folder(self) -> str:
+        """Name of the LMDB folder, without ``_compressed``."""
+        return f"feat_numbb{self.num_bb}" if self.fixed else f"feat_{self.suffix}"
+
+    def count(self, conf: np.ndarray) -> int:
+        """Number of boxes kept of those with confidences ``conf`` [K]; compared in their own precision, never more than K."""
+        wanted = self.num_bb if self.fixed else min(max(int((conf > float(self.conf_th)).sum()), self.min_bb), self.max_bb)
+        return min(wanted, len(conf))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the name of an LMDB folder says of its records; ``rule`` None is that of ``all``, which has every box."""
+
+    rule: BoxRule | None
+    compressed: bool
+
+    @property
+    def folder(self) -> str:
+        """Name of the LMDB folder."""
+        return ("all" if self.rule is None else self.rule.folder) + ("_compressed" if self.compressed else "")
+
+    @property
+    def twin(self) -> Layout:
+        """The same boxes, with records written the other way."""
+        return Layout(self.rule, not self.compressed)
+
+    @property
+    def sidecar(self) -> str:
+        """Name of the JSON of box numbers beside the folder; "" where all images have as many."""
+        if self.rule is None:
+            return "nbb.json"
+        return "" if self.rule.fixed else f"nbb_{self.rule.suffix}.json"
+
+    def describe(self) -> str:
+        """Which boxes there are, and how records are written."""
+        written = "as compressed .npz" if self.compressed else "as msgpack"
+        if self.rule is None:
+            return f"every box, {written}"
+        if self.rule.fixed:
+            return f"the {self.rule.num_bb} most confident boxes, {written}"
+        return f"boxes of confidence over {self.rule.conf_th:g}, {self.rule.min_bb} to {self.rule.max_bb} an image, {written}"
+
+
+def parse_layout(name: str) -> Layout:
+    """The layout of an LMDB folder of this name, the inverse of ``BoxRule.folder``; ``InputError`` for any other name."""
+    stem = name.removesuffix("_compressed")
+    if stem == "all":
+        return Layout(None, stem != name)
+    if fixed := re.fullmatch(r"feat_numbb(\d+)", stem):
+        rule = BoxRule(conf_th=-1, num_bb=int(fixed[1]))
+    elif filtered := re.fullmatch(r"feat_th(\d+\.\d+|\d+e-\d+)_max(\d+)_min(\d+)", stem):
+        rule = BoxRule(float(filtered[1]), int(filtered[2]), int(filtered[3]))
+    else:
+        rule = None
+    if rule is None or rule.folder != stem:
+        raise InputError(f"{name}: no name of an image database, expected one like {BoxRule().folder}, feat_numbb36 or all")
+    return Layout(rule, stem != name)

@@ -1,0 +1,99 @@
+"""Show what is in a text or an image database, and check it; with one of each, also whether they fit each other.
+
+    python scripts/inspect_db.py itm_flickr30k_test.db img_db/flickr30k --plot flickr30k.png
+
+Ends with a list of what is wrong and exit code 1, or with exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from scripts.inspection.folders import is_text_database, lmdb_folders
+from scripts.inspection.images import inspect_images
+from scripts.inspection.pairs import compare
+from scripts.inspection.reading import Reading
+from scripts.inspection.report import Report
+from scripts.inspection.screen import Screen, draw, draw_faults
+from scripts.inspection.texts import inspect_texts
+from scripts.parallel import add_nproc
+from utils.errors import InputError, one_line_errors
+from utils.files import replacing
+
+
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Options of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Show what is in a database and check it; with a text and an image database, also whether they fit.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("database", metavar="DB", type=Path, help="text database, image database or one LMDB folder of it")
+    parser.add_argument("other", metavar="DB", type=Path, nargs="?", help="the image database of the texts, or vice versa")
+    parser.add_argument("--sample", type=int, metavar="N", help="read only so many records, drawn at random, of each database")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the histograms and ranges of values, too")
+    add_nproc(parser)
+    options = parser.parse_args(arguments)
+    if options.sample is not None and options.sample < 1:
+        raise InputError(f"--sample {options.sample}: expected at least 1")
+    return options
+
+
+def folders_of(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The text database and the LMDB folders of the image database among one or two ``paths``, in any order."""
+    try:
+        texts = [path for path in paths if is_text_database(path)]
+        images = [lmdb_folders(path) for path in paths if path not in texts]
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if len(paths) == 2 and len(texts) != 1:
+        kind = "text" if texts else "image"
+        raise InputError(f"{paths[0]} and {paths[1]}: two {kind} databases, expected a text and an image database")
+    return texts, images[0] if images else []
+
+
+def inspect(texts: list[Path], images: list[Path], reading: Reading) -> Iterator[Report]:
+    """Reports of all databases, then of how the images of each fit the texts."""
+    wanted, present = {}, {}
+    for folder in texts:
+        report, wanted[folder] = inspect_texts(folder, reading)
+        yield report
+    for folder in images:
+        report, present[folder] = inspect_images(folder, reading)
+        yield report
+    for (text_folder, image_of), (image_folder, names) in product(wanted.items(), present.items()):
+        if image_of is not None and names is not None:
+            yield compare(text_folder, image_of, image_folder, names)
+
+
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Inspect, print as it goes, list what is wrong."""
+    options = parse_options(arguments)
+    texts, images = folders_of([path for path in (options.database, options.other) if path is not None])
+    reading = Reading(options.sample, options.nproc)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names and captions may have what the terminal has not
+    screen = Screen.of(sys.stdout)
+    # Opened first: hours of reading should not end in a plot that cannot be written.
+    with replacing(options.plot) if options.plot else nullcontext() as file:
+        reports = []
+        for report in inspect(texts, images, reading):
+            print("\n".join(draw(report, screen)), flush=True)
+            reports.append(report)
+        if file is not None:
+            from scripts.inspection.plot import save_plot  # matplotlib takes a second to import
+
+            save_plot(reports, file)
+    print("\n".join(draw_faults(reports, screen)))
+    if any(report.faults for report in reports):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
