@@ -33,10 +33,10 @@ def test_no_file_is_long() -> None:
     assert not long
 
 
-@pytest.mark.parametrize(
-    "program",
-    ["train_itm_hard_negatives.py", "inf_itm.py", "scripts/create_txtdb.py", "scripts/inspect_db.py", "scripts/demo.py"],
-)
+PROGRAMS = ["create_txtdb", "convert_imgdir", "inspect_db", "download_itm", "make_scenes", "demo"]
+
+
+@pytest.mark.parametrize("program", ["train_itm_hard_negatives.py", "inf_itm.py", *(f"scripts/{name}.py" for name in PROGRAMS)])
 def test_help(program: str) -> None:
     done = subprocess.run([sys.executable, program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--" in done.stdout
