@@ -5,8 +5,8 @@
 #     source launch_container.sh TXT_DB IMG_DB OUTPUT PRETRAINED [COMMAND...]
 #
 # The four folders become /txt, /img, /storage and /pretrain (only /storage can be written to), and this repository /src.
-# COMMAND is run there as the calling user; without one, an interactive bash. The exit code is the command's; 2 when the
-# container cannot be started.
+# COMMAND is run there as the calling user; without one, an interactive bash. The exit code is docker's, which is the
+# command's; 2 when something is missing.
 #
 # Environment: CUDA_VISIBLE_DEVICES, the GPUs that are seen inside (all when unset, none when empty); IAIS_IMAGE, the image's
 # name (iais).

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 
@@ -197,6 +198,8 @@ def pack_image(
     Without ``conf`` the first boxes count as the most confident, and all as confident enough; the record then has none.
     Raises ``ValueError``.
     """
+    if rule is None and conf is None:
+        raise ValueError("has no confidences, which filtering needs when the database is read")
     arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
     check_regions(arrays)
     confidence = np.full(len(features), np.inf) if conf is None else conf
@@ -213,7 +216,8 @@ def pack_image(
 class ImageDatabaseWriter:
     """Writes one LMDB folder of an image database, and its JSON of box numbers; they appear when the ``with`` block succeeds.
 
-    ``keep_all`` writes every box into ``all/``. Raises ``InputError`` when the folder exists, for a name that occurs twice, for
+    ``keep_all`` writes every box into ``all/``; ``made``, which may be set meanwhile, is where the database comes from, for
+    ``made_<folder>.json``. Raises ``InputError`` when the folder exists, for a name that occurs twice, for
     arrays that are not what ``pack_image`` takes, when no image was put, and when the JSON already there belongs to other
     images.
     """
@@ -233,10 +237,16 @@ class ImageDatabaseWriter:
         self.path = Path(path)
         self.layout = Layout(None if keep_all else rule, compressed)
         self.lmdb_path = self.path / self.layout.folder
+        self.made: Mapping[str, object] | None = None
+        self._sidecar = self.path / self.layout.sidecar if self.layout.sidecar else None
         self._store = LmdbWriter(self.lmdb_path)
         self._kept: dict[str, int] = {}
+        self._agreed: dict[str, int] | None = None
 
     def __enter__(self) -> ImageDatabaseWriter:
+        # The compressed and the plain database share one JSON; one that is left of neither may be replaced.
+        if self._sidecar and self._sidecar.exists() and (self.path / self.layout.twin.folder).is_dir():
+            self._agreed = _read_box_numbers(self._sidecar)
         self._store.__enter__()
         return self
 
@@ -263,6 +273,8 @@ class ImageDatabaseWriter:
             raise InputError(f"{self.lmdb_path}: image {name!r} {error}") from error
         if name in self:
             raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
+        if self._agreed is not None and self._agreed.get(name) != kept:
+            self._disagree()
         self._store.put(name, record)
         self._kept[name] = kept
 
@@ -279,10 +291,12 @@ class ImageDatabaseWriter:
         if not self._kept:
             raise InputError(f"{self.lmdb_path}: there is no image to write")
         self._store.put("__keys__", json.dumps(list(self._kept)).encode())
-        if not self.layout.sidecar:
-            return
-        # The compressed and the plain database share one JSON; one that is left of neither may be replaced.
-        sidecar, twin = self.path / self.layout.sidecar, self.path / self.layout.twin.folder
-        if twin.is_dir() and sidecar.exists() and read_json(sidecar) != self._kept:
-            raise InputError(f"{sidecar}: belongs to {twin.name}, which has other images or numbers of boxes")
-        save_json(sidecar, self._kept, indent=None)
+        if self._agreed not in (None, self._kept):
+            self._disagree()
+        if self._sidecar:
+            save_json(self._sidecar, self._kept, indent=None)
+        if self.made is not None:
+            save_json(self.path / f"made_{self.layout.folder}.json", self.made)
+
+    def _disagree(self) -> NoReturn:
+        raise InputError(f"{self._sidecar}: belongs to {self.layout.twin.folder}, which has other images or numbers of boxes")

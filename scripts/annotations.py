@@ -7,18 +7,17 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.errors import InputError, nearest
+from utils.files import shown
 
 # What may follow a picture's name in annotations, in the ids of a detector's output, and among files of features.
 _SUFFIX = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|npz|npy)$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Caption:
+class Caption(NamedTuple):
     """One caption as its source has it; ``filename`` is the picture's, ``image`` names its features in the image database."""
 
     text_id: str
@@ -34,24 +33,30 @@ def picture_stem(filename: str) -> str:
     return _SUFFIX.sub("", Path(filename).name)
 
 
+def trailing_number(filename: str) -> int | None:
+    """The number of up to 18 digits at the end of a picture's name, None where there is none."""
+    stem = picture_stem(filename)
+    digits = stem[len(stem.rstrip("0123456789")) :]
+    return int(digits) if 0 < len(digits) <= 18 else None
+
+
 def feature_name(dataset: str, filename: str, folder: str = "") -> str:
     """The key of a picture in an image database: the published name for Flickr30k and COCO, else its own + ``.npz``.
 
     ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
     """
-    stem = picture_stem(filename)
+    stem, number = picture_stem(filename), trailing_number(filename)
     if not stem:
-        raise ValueError(f"file name {filename!r} names no picture")
-    digits = re.search(r"(\d+)$", stem)
+        raise ValueError(f"file name {shown(filename)} names no picture")
     if dataset == "flickr30k":
-        if digits is None:
-            raise ValueError(f"file name {filename!r} has no number, expected one such as 1000092795.jpg")
-        return f"flickr30k_{int(digits[1]):012d}.npz"
+        if number is None:
+            raise ValueError(f"file name {shown(filename)} has no number, expected one such as 1000092795.jpg")
+        return f"flickr30k_{number:012d}.npz"
     if dataset == "coco":
         part = re.search(r"(train|val)2014", stem) or re.search(r"(train|val)2014", folder)
-        if part is None or digits is None:
-            raise ValueError(f"file name {filename!r} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
-        return f"coco_{part[0]}_{int(digits[1]):012d}.npz"
+        if part is None or number is None:
+            raise ValueError(f"file name {shown(filename)} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
+        return f"coco_{part[0]}_{number:012d}.npz"
     return f"{stem}.npz"
 
 
@@ -94,13 +99,15 @@ def _read_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Caption]:
     for number, (line, row) in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"line {line}: expected an object with image, caption and split")
+        if None in row:  # so csv calls what is beyond the last column
+            raise ValueError(f"line {line}: has more columns than the first line; a caption with commas needs quotes")
         try:
             image, caption, split = (_text(row, key) for key in ("image", "caption", "split"))
         except KeyError as error:
             raise ValueError(f"line {line}: has no text {error}, expected image, caption and split") from error
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from error
-        yield Caption(str(number), feature_name("", image), image, caption, split, "")
+        yield Caption(str(number), feature_name("", image), image, caption, split.strip(), "")
 
 
 def read_jsonl(text: str) -> Iterator[Caption]:
@@ -151,10 +158,10 @@ def captions_of(path: Path, contents: bytes, split: str) -> list[Caption]:
     captions = []
     for caption in all_captions(path, contents):
         splits.add(caption.split)
+        other = filename_of.setdefault(caption.image, caption.filename)
+        if other != caption.filename:
+            raise InputError(f"{path}: {other!r} and {caption.filename!r} would both be image {caption.image!r}")
         if caption.split == split:
-            other = filename_of.setdefault(caption.image, caption.filename)
-            if other != caption.filename:
-                raise InputError(f"{path}: {other!r} and {caption.filename!r} would both be image {caption.image!r}")
             captions.append(caption)
     if split not in splits:
         raise InputError(f"{path}: no caption of split {split!r}{nearest(split, splits)}, it has {sorted(splits)}")

@@ -29,8 +29,9 @@ from scripts.regions import folder, tsv
 from scripts.regions.names import Naming, naming
 from scripts.regions.source import Source
 from utils.errors import InputError, one_line_errors
-from utils.files import save_json
+from utils.files import shown
 from utils.provenance import made_by
+from utils.stop import Stop
 
 OTHER_DETECTOR = "warning: UNITER's weights were trained on other features than {}'s; expect to train from these anew"
 
@@ -91,21 +92,21 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def open_sources(options: argparse.Namespace) -> tuple[Iterable[Source], int | None]:
     """The images to convert, and how many where that is known. Raises ``InputError``."""
+    tables = [(path, tsv.kind_of(path)) for path in options.tsv or ()]
+    vinvl = any(tsv.is_vinvl(kind) for _, kind in tables)
+    if vinvl != (options.sizes is not None):
+        raise InputError("--sizes: VinVL's hw.tsv, needed for its rows, whose boxes are in pixels, and for no others")
     if options.img_dir is not None:
         images = folder.sources_of(options.img_dir)
         if folder.is_mmf(images):
             print(OTHER_DETECTOR.format("MMF"), file=sys.stderr)
         return images, len(images)
-    kinds = {path: tsv.kind_of(path) for path in options.tsv}
-    vinvl = any(map(tsv.is_vinvl, kinds.values()))
-    if vinvl and options.sizes is None:
-        raise InputError("--sizes: needed for VinVL's rows, whose boxes are in pixels; its hw.tsv has the pictures' sizes")
-    if options.keep_all and not all(map(tsv.has_confidences, kinds.values())):
+    if options.keep_all and not all(tsv.has_confidences(kind) for _, kind in tables):
         raise InputError("--keep_all: bottom-up-attention's TSV has no confidences to filter by when the database is read")
     if vinvl:
         print(OTHER_DETECTOR.format("VinVL"), file=sys.stderr)
     sizes = tsv.read_sizes(options.sizes) if options.sizes else {}
-    return chain.from_iterable(tsv.sources_of(path, kind, sizes) for path, kind in kinds.items()), None
+    return chain.from_iterable(tsv.sources_of(path, kind, sizes) for path, kind in tables), None
 
 
 @one_line_errors
@@ -125,40 +126,49 @@ def main(arguments: list[str] | None = None) -> None:
         keep_all=options.keep_all,
     )
     images = boxes = width = 0
-    with writer as database:
-        task = partial(pack, database.layout)
-        results = in_order(task, with_names(sources, name_of, failures), options.nproc)
-        for packed in tqdm(results, total=total, desc=options.output.name, unit=" images", disable=None):
-            width = width or packed.width
-            if packed.error:
-                failures.append((packed.place, packed.error))
-            elif packed.name in database:
-                failures.append((packed.place, f"image {packed.name!r} is there already, the first one is kept"))
-            elif packed.width != width:
-                failures.append((packed.place, f"features have {packed.width} numbers, those before {width}"))
-            else:
-                database.put_packed(packed.name, packed.record, packed.boxes)
-                images, boxes = images + 1, boxes + packed.boxes
-        if not images:
-            place, reason = failures[0] if failures else (options.tsv[0], "has no row")
-            raise InputError(f"no image can be used; {place}: {reason}")
-    save_json(database.path / f"made_{database.lmdb_path.name}.json", note(options, images, failures))
+    try:
+        with Stop(), writer as database:
+            results = in_order(partial(pack, database.layout), with_names(sources, name_of, failures), options.nproc)
+            for packed in tqdm(results, total=total, desc=options.output.name, unit=" images", disable=None):
+                width = width or packed.width
+                if packed.error:
+                    failures.append((packed.place, packed.error))
+                elif packed.name in database:
+                    failures.append((packed.place, f"image {shown(packed.name)} is there already, the first one is kept"))
+                elif packed.width != width:
+                    failures.append((packed.place, f"features have {packed.width} numbers, those before {width}"))
+                else:
+                    database.put_packed(packed.name, packed.record, packed.boxes)
+                    images, boxes = images + 1, boxes + packed.boxes
+            if not images:
+                raise InputError(f"{database.lmdb_path}: not made, no image can be used")
+            database.made = note(options, images, failures)
+    finally:
+        list_failures(failures, images)
     print(f"{database.lmdb_path}: {images:,} images, {boxes / images:.1f} boxes each")
     if failures:
-        print(
-            f"{len(failures)} of {images + len(failures)} images could not be used and are not in the database:",
-            file=sys.stderr,
-        )
-        for place, reason in failures:
-            print(f"  {place}: {reason}", file=sys.stderr)
         sys.exit(1)
+
+
+def list_failures(failures: list[tuple[str, str]], images: int) -> None:
+    """Print what could not be used, also of a conversion that did not come to its end."""
+    if failures:
+        found = images + len(failures)
+        print(f"{len(failures)} of {found} images could not be used and are left out:", file=sys.stderr)
+    for place, reason in failures:
+        print(f"  {place}: {reason}", file=sys.stderr)
 
 
 def note(options: argparse.Namespace, images: int, failures: list[tuple[str, str]]) -> dict[str, Any]:
     """Where a database comes from, in JSON's types."""
     given = {key: list(map(str, value)) if isinstance(value, list) else value for key, value in vars(options).items()}
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None}
-    return {"made_by": made_by(__file__), "options": given, "images": images, "left_out": dict(failures)}
+    return {
+        "made_by": made_by(__file__),
+        "options": given,
+        "images": images,
+        "left_out": [": ".join(failure) for failure in failures],
+    }
 
 
 if __name__ == "__main__":

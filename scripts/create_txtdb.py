@@ -24,6 +24,7 @@ from scripts.annotations import Caption, captions_of, read_annotations
 from scripts.parallel import add_nproc, in_order
 from utils.errors import one_line_errors
 from utils.provenance import made_by
+from utils.stop import Stop
 
 CHUNK = 2000  # captions given to a worker at a time
 PER_WORKER = 15_000  # captions that are done in the time in which another worker starts
@@ -75,16 +76,14 @@ def main(arguments: list[str] | None = None) -> None:
         "split": options.split,
         "made_by": made_by(__file__),
     }
-    with TextDatabaseWriter(options.output, meta) as database:
+    with Stop(), TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
         chunks = [captions[first : first + CHUNK] for first in range(0, len(captions), CHUNK)]
         nproc = min(options.nproc, 1 + len(captions) // PER_WORKER)
         results = in_order(partial(pack, options.vocab), chunks, nproc)
-        progress = tqdm(total=len(captions), desc=options.output.name, unit=" captions", disable=None)
-        for text_id, image, record, length in chain.from_iterable(results):
-            database.put_packed(text_id, image, record, length)
-            progress.update()
-        progress.close()
+        packed = chain.from_iterable(results)
+        for caption in tqdm(packed, total=len(captions), desc=options.output.name, unit=" captions", disable=None):
+            database.put_packed(*caption)
     images = {caption.image for caption in captions}
     print(f"{options.output}: {len(captions):,} texts of {len(images):,} images")
 

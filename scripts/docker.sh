@@ -8,7 +8,7 @@ fail() {
 }
 
 absolute() { # the path of folder $2, which the caller gave for $1
-    (CDPATH='' cd -- "$2" 2>/dev/null && pwd -P) || fail "$1: no folder '$2' that can be entered; make it or name another"
+    ([[ -n $2 ]] && CDPATH='' cd -- "$2" 2>/dev/null && pwd -P) || fail "$1: no folder '$2' that can be entered; make it or name another"
 }
 
 mounted() { # the value of --mount for folder $1 at $2, with options $3: fields of CSV, where commas and quotes need quotes

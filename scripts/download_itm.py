@@ -118,6 +118,8 @@ def carry_out(storage: Path, work: Work, task: Task) -> str:
             try:
                 unpack(final, folder, work.advance)
             except Damaged as damage:
+                if task.source is None:  # somebody else put it there
+                    raise InputError(f"{damage}; remove it, and it is fetched") from damage
                 final.unlink()
                 raise InputError(f"{damage}; it is removed, try once more or {ADVICE}") from damage
             done.append("unpacked")

@@ -5,7 +5,8 @@
 #
 # IMG_DIR has the pictures, IMG_NPY (made if need be) gets one .npz a picture: what scripts/create_imgdb.sh takes. The container
 # sees them as /img and /output. COMMAND is what is run in it, by default what UNITER runs; another tool of the same kind needs
-# another command. Exit code: the command's; 2 when the container cannot be started.
+# another command. The files belong to the container's user, as a rule root. Exit code: docker's, which is the command's; 2 when
+# something is missing.
 #
 # Environment: CUDA_VISIBLE_DEVICES, the GPU to use (all are seen when unset); IAIS_BUTD_IMAGE, the container's image
 # (chenrocks/butd-caffe:nlvr2).
@@ -19,13 +20,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/docker.sh"
 pictures=$(absolute IMG_DIR "$1")
 [[ -n $(find -L "$pictures" -maxdepth 1 -type f \( -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.png' \) -print -quit) ]] ||
     fail "IMG_DIR: no .jpg, .jpeg or .png file in '$pictures'; name the folder that holds the pictures"
+readonly image=${IAIS_BUTD_IMAGE:-chenrocks/butd-caffe:nlvr2}
+check_image "$image" "get it with 'docker pull $image' or name another in IAIS_BUTD_IMAGE"
 mkdir -p -- "$2" 2>/dev/null || fail "IMG_NPY: folder '$2' cannot be made; name another"
 features=$(absolute IMG_NPY "$2")
 [[ -w $features ]] || fail "IMG_NPY: '$features' cannot be written to; name another folder"
 shift 2
 
-readonly image=${IAIS_BUTD_IMAGE:-chenrocks/butd-caffe:nlvr2}
-check_image "$image" "get it with 'docker pull $image' or name another in IAIS_BUTD_IMAGE"
 options=(
     --rm --init --ipc=host --workdir /src
     --mount "$(mounted "$pictures" /img ,readonly)"

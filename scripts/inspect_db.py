@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
+from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -72,11 +73,23 @@ def inspect(texts: list[Path], images: list[Path], reading: Reading) -> Iterator
             yield compare(text_folder, image_of, image_folder, names)
 
 
+def plotter() -> Callable[[list[Report], IO[bytes]], None]:
+    """``save_plot``, whose import takes a second; ``InputError`` without matplotlib."""
+    try:
+        from scripts.inspection.plot import save_plot
+    except ImportError as error:
+        raise InputError(f"--plot: matplotlib cannot be imported ({error}); install it") from error
+    return save_plot
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Inspect, print as it goes, list what is wrong."""
     options = parse_options(arguments)
-    texts, images = folders_of([path for path in (options.database, options.other) if path is not None])
+    given = [path for path in (options.database, options.other) if path is not None]
+    # A database is known by its folder's name, which "." is not.
+    texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])
+    save_plot = plotter() if options.plot else None
     reading = Reading(options.sample, options.nproc)
     sys.stdout.reconfigure(errors="backslashreplace")  # names and captions may have what the terminal has not
     screen = Screen.of(sys.stdout)
@@ -86,9 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         for report in inspect(texts, images, reading):
             print("\n".join(draw(report, screen)), flush=True)
             reports.append(report)
-        if file is not None:
-            from scripts.inspection.plot import save_plot  # matplotlib takes a second to import
-
+        if save_plot is not None and file is not None:
             save_plot(reports, file)
     print("\n".join(draw_faults(reports, screen)))
     if any(report.faults for report in reports):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +21,7 @@ Result = TypeVar("Result")
 
 def add_nproc(parser: argparse.ArgumentParser) -> None:
     """Give a program the option ``--nproc``."""
-    parser.add_argument("--nproc", type=_positive, default=os.cpu_count() or 1, help="worker processes (%(default)s)")
+    parser.add_argument("--nproc", type=_positive, default=_cores(), help="worker processes (%(default)s)")
 
 
 def _positive(word: str) -> int:
@@ -27,6 +29,24 @@ def _positive(word: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
     return number
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end_with_parent() -> None:
+    """A worker waits for work that never comes when its parent is killed; and Ctrl-C is the parent's to act upon."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) -> Iterator[Result]:
@@ -39,7 +59,8 @@ def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) 
         return
     waiting: deque[Future[Result]] = deque()
     # Spawned, because this process may have a database open.
-    with ProcessPoolExecutor(nproc, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(nproc, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(task, item))

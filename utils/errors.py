@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -39,13 +40,18 @@ def print_error(message: object) -> None:
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate a program's ``main``: its exit code is 2 for an ``InputError``, 3 for a ``WorkerLost``, 130 for Ctrl-C.
 
-    An ``Interrupted`` ends with 128 plus the signal's number, as shells have it: 143 for SIGTERM.
+    An ``Interrupted`` ends with 128 plus the signal's number, as shells have it: 143 for SIGTERM; so does output that nobody
+    reads any more, 141.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except (InputError, WorkerLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)

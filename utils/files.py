@@ -106,6 +106,7 @@ def building(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: already exists; remove it or choose another output")
     folder = path.with_name(f".{path.name}{PARTIAL}")
     descriptor = -1
+    made = [parent for parent in folder.parents if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -118,8 +119,11 @@ def building(path: str | Path) -> Iterator[Path]:
             os.rename(folder, path)
             sync_folder(path.parent)
         finally:
-            # After the rename there is nothing left under this name.
+            # After the rename there is nothing left under this name, and something in the folders above.
             shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
     finally:

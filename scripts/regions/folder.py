@@ -11,8 +11,9 @@ import numpy as np
 
 from data.record import read_members, read_npy, read_npz
 from scripts.regions.plain_pickle import read_pickled_map
-from scripts.regions.source import Arrays, Source, as_shares, read_file
+from scripts.regions.source import Arrays, Source, as_shares, check_shares, read_file
 from utils.errors import InputError
+from utils.files import shown
 
 _INFO = "_info.npy"
 
@@ -48,7 +49,10 @@ def load_npz(path: Path) -> Arrays:
     for name in ("norm_bb", "conf"):
         if name not in arrays:
             raise ValueError(f"has no {name}")
-    return _first(arrays, "nbb", arrays.pop("nbb", None))
+    arrays = _first(arrays, "nbb", arrays.pop("nbb", None))
+    if arrays["norm_bb"].ndim == 2 and arrays["norm_bb"].shape[1] == 6:
+        check_shares(arrays["norm_bb"])
+    return arrays
 
 
 def _from_milvlg(members: dict[str, bytes]) -> Arrays:
@@ -56,10 +60,10 @@ def _from_milvlg(members: dict[str, bytes]) -> Arrays:
         if name not in members:
             raise ValueError(f"has no {name}, which bottom-up-attention.pytorch writes beside x")
     try:
-        conf = np.asarray(read_pickled_map(members.pop("info")).get("objects_conf"))
+        conf = read_pickled_map(members.pop("info")).get("objects_conf")
     except ValueError as error:
         raise ValueError(f"info: {error}") from error
-    if conf.dtype.kind != "f":
+    if not isinstance(conf, np.ndarray):
         raise ValueError("info has no objects_conf, the confidence of each box")
     arrays = {name: read_npy(member) for name, member in members.items()}
     number = arrays.pop("num_bbox", None)
@@ -98,7 +102,7 @@ def _first(arrays: Arrays, name: str, number: Any) -> Arrays:
     if number is None:
         return arrays
     rows = min(len(array) if array.ndim else 0 for array in arrays.values())
-    count = np.asarray(number)
-    if count.size != 1 or count.dtype.kind not in "iu" or not 1 <= count.item() <= rows:
-        raise ValueError(f"{name} is {count.tolist()}, expected a number of boxes from 1 to {rows}")
-    return {key: array[: count.item()] for key, array in arrays.items()}
+    count = number.item() if isinstance(number, np.ndarray) and number.size == 1 else number
+    if type(count) is not int or not 1 <= count <= rows:
+        raise ValueError(f"{name} is {shown(count)}, expected a number of boxes from 1 to {rows}")
+    return {key: array[:count] for key, array in arrays.items()}

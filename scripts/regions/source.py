@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from utils.files import shown
+
 MAX_FILE_BYTES = 256 << 20
 _SLACK = 1.0  # pixels by which a box may leave its picture: detectors differ in whether the last pixel is w or w - 1
 
@@ -41,17 +43,32 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def check_shares(norm_bb: np.ndarray) -> None:
+    """``ValueError`` when boxes ``x1 y1 x2 y2 …`` [K, 6] are no shares of a picture's sides, give or take a hundredth."""
+    corners = norm_bb[:, :4]
+    whole = ((corners > -0.01) & (corners < 1.01)).all(axis=1) & (corners[:, :2] <= corners[:, 2:4]).all(axis=1)
+    if not whole.all():
+        number = int(whole.argmin())
+        raise ValueError(f"box {number} is {corners[number].tolist()}, expected shares x1 <= x2 and y1 <= y2 from 0 to 1")
+
+
+def _pixels(side: Any) -> float:
+    """A number that a detector's file has for a side; NaN for anything else, such as lists that would fill the memory."""
+    value = side.item() if isinstance(side, np.ndarray) and side.size == 1 else side
+    try:
+        return float(value) if isinstance(value, (int, float)) else np.nan
+    except OverflowError:
+        return np.nan
+
+
 def as_shares(boxes: np.ndarray, width: Any, height: Any) -> np.ndarray:
     """Boxes [K, 4], ``x1 y1 x2 y2`` in pixels, as shares of the picture's sides: ``x1 y1 x2 y2 w h`` [K, 6].
 
     Raises ``ValueError`` for a picture without size and for a box that leaves it or is turned round.
     """
-    try:
-        size = np.array([width, height], np.float64).reshape(2)
-    except (TypeError, ValueError):
-        size = np.zeros(2)
+    size = np.array([_pixels(width), _pixels(height)])
     if not (np.isfinite(size) & (size > 0)).all():
-        raise ValueError(f"the picture is {width} wide and {height} high, expected numbers of pixels")
+        raise ValueError(f"the picture is {shown(width)} wide and {shown(height)} high, expected numbers of pixels")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
         raise ValueError(f"boxes have shape {list(boxes.shape)} and type {boxes.dtype}, expected x1 y1 x2 y2 of each")
     corners = boxes.astype(np.float64).reshape(-1, 2, 2)  # (boxes, corners, axes)

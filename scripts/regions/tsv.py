@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 
 from scripts.regions.source import Arrays, Source, as_shares
 from utils.errors import InputError
+from utils.files import shown
 
 MAX_ROW_BYTES = 16 << 20  # a hundred boxes of 2,048 numbers take 1.1 MB
 
@@ -60,7 +62,7 @@ def sources_of(path: Path, kind: tuple[str, ...], sizes: Sizes) -> Iterator[Sour
     """The images of a TSV, row by row; a file is never held as a whole. Raises ``InputError`` when it cannot be read."""
     for number, row in _rows(path):
         name = row[: row.find(b"\t")].decode("utf-8", "replace") if b"\t" in row else ""
-        yield Source(name, f"{path} row {number} ({name!r})", partial(load_row, row, kind, sizes.get(name)))
+        yield Source(name, f"{path} row {number} ({shown(name)})", partial(load_row, row, kind, sizes.get(name)))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -80,6 +82,8 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():  # a pipe can be read once only, and its first row is looked at before
+        raise InputError(f"{path}: is not a regular file")
     try:
         return open(path, "rb")
     except OSError as error:
@@ -113,12 +117,8 @@ def _whole(fields: dict[str, bytes], name: str) -> int:
     except ValueError:
         number = 0.0
     if not (number.is_integer() and 1 <= number < 2**31):
-        raise ValueError(f"{name} is {_shown(fields[name])}, expected a whole number above 0")
+        raise ValueError(f"{name} is {shown(fields[name].decode('utf-8', 'replace'))}, expected a whole number above 0")
     return int(number)
-
-
-def _shown(value: bytes) -> str:
-    return repr(value[:40].decode("utf-8", "replace"))
 
 
 def _floats(fields: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -158,17 +158,20 @@ def _from_vinvl(text: bytes, size: tuple[int, int] | None) -> Arrays:
 
 
 def read_sizes(path: Path) -> Sizes:
-    """Width and height of pictures from VinVL's ``hw.tsv``: ``key``, tab, ``[{"height": 480, "width": 640}]``."""
+    """Width and height of pictures from VinVL's ``hw.tsv``: key, tab, ``[{"height": 480, "width": 640}]`` or ``480 640``."""
     sizes: Sizes = {}
     for number, row in _rows(path):
         key, tab, text = row.partition(b"\t")
         try:
-            value = json.loads(text) if tab else None
-            (value,) = value if isinstance(value, list) else (value,)
-            width, height = value["width"], value["height"]
+            if match := re.fullmatch(rb"\s*(\d{1,9})\s+(\d{1,9})\s*", text):
+                height, width = map(int, match.groups())
+            else:
+                value = json.loads(text) if tab else None
+                (value,) = value if isinstance(value, list) else (value,)
+                width, height = value["width"], value["height"]
             if not all(type(side) is int and side > 0 for side in (width, height)):
                 raise ValueError
             sizes[key.decode()] = (width, height)
         except (ValueError, TypeError, LookupError, RecursionError) as error:
-            raise InputError(f'{path} row {number}: expected key, tab, [{{"height": 480, "width": 640}}]') from error
+            raise InputError(f'{path} row {number}: expected key, tab, [{{"height": 480, "width": 640}}] or 480 640') from error
     return sizes

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +26,11 @@ FLAGS = ["--max_bb", "6", "--min_bb", "2", "--num_bb", "4"]
 
 def regions(rows: int, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
+    features, boxes = random.standard_normal((rows, 12)), random.random((rows, 6))
+    boxes[:, 2:4] = boxes[:, :2] + (1 - boxes[:, :2]) * boxes[:, 2:4]
     return {
-        "features": random.standard_normal((rows, 12)).astype(np.float32),
-        "norm_bb": random.random((rows, 6)).astype(np.float32),
+        "features": features.astype(np.float32),
+        "norm_bb": boxes.astype(np.float32),
         "conf": random.random(rows).astype(np.float32),
         "soft_labels": random.random((rows, 5)).astype(np.float32),
     }
@@ -94,6 +101,8 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
         "b_noconf": {key: array for key, array in good.items() if key != "conf"},
         "b_rows": {**good, "norm_bb": good["norm_bb"][:3]},
         "b_boxes": {**good, "norm_bb": good["norm_bb"][:, :4]},
+        "b_pixels": {**good, "norm_bb": good["norm_bb"] * 640},
+        "b_turned": {**good, "norm_bb": good["norm_bb"][:, [2, 3, 0, 1, 4, 5]]},
         "b_none": {key: array[:0] for key, array in good.items()},
         "b_nan": {**good, "features": good["features"] * np.nan},
         "b_large": {**good, "features": good["features"] + 1e9},
@@ -134,10 +143,61 @@ def test_user_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
     assert refusal("--img_dir", str(empty), "--output", output).endswith("empty: no .npz or .npy file in it")
     (empty / "x.npz").touch()
     line = refusal("--img_dir", str(empty), "--output", output, "--nproc", "1")
-    assert line.startswith(f"error: no image can be used; {empty / 'x.npz'}: is not an .npz")
+    assert line == f"error: {output}/feat_th0.2_max100_min10: not made, no image can be used"
+    assert not (tmp_path / "db").exists()
     assert "min_bb 9 and max_bb 8" in refusal("--img_dir", str(folder), "--output", output, "--min_bb", "9", "--max_bb", "8")
     assert "--nproc: 0: expected at least 1" in refusal("--img_dir", str(folder), "--output", output, "--nproc", "0")
     assert "--img_dir" in refusal("--img", str(folder), "--output", output)
     assert not any((tmp_path / "db").glob("*"))
     convert(folder, tmp_path / "db")
     assert "already exists" in refusal("--img_dir", str(folder), "--output", output, *FLAGS)
+
+
+def test_a_database_beside_its_twin_must_agree_at_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(folder, tmp_path / "db")
+    convert(folder, tmp_path / "db", "--compress")
+    (folder / "made_000000000000.npz").rename(folder / "another.npz")
+    shutil.rmtree(tmp_path / "db/feat_th0.2_max6_min2_compressed")
+    with pytest.raises(SystemExit) as stop:
+        convert(folder, tmp_path / "db", "--compress")
+    assert stop.value.code == 2
+    assert "belongs to feat_th0.2_max6_min2, which has other images" in capsys.readouterr().err
+
+
+def test_workers_end_with_a_parent_that_is_killed(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL and SIGTERM in the midst; the next call finds nothing in its way."""
+    command = [sys.executable, "scripts/convert_imgdir.py", "--img_dir", str(folder), "--output", str(tmp_path / "db"), *FLAGS]
+    os.mkfifo(folder / "x.npz")  # refused, but it makes no difference
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        for copy in range(400):
+            (folder / f"copy_{number}_{copy}.npz").write_bytes((folder / "made_000000000010.npz").read_bytes())
+        process = subprocess.Popen([*command, "--nproc", "2"], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_for(lambda: list(tmp_path.glob("db/.feat*")))
+        wait_for(lambda pid=process.pid: len(children(pid)) >= 2)
+        started = children(process.pid)
+        process.send_signal(number)
+        assert process.wait(30) == code
+        wait_for(lambda started=started: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in started))
+        assert not list(tmp_path.glob("db/feat*"))
+        assert bool(list(tmp_path.glob("db/.feat*"))) == (number == signal.SIGKILL)
+    with pytest.raises(SystemExit) as stop:
+        convert(folder, tmp_path / "db")
+    assert stop.value.code == 1  # the pipe
+    assert [path.name for path in (tmp_path / "db").iterdir() if path.name.startswith(".")] == []
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("nothing of it within 30 s")

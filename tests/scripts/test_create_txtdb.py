@@ -149,6 +149,8 @@ def test_another_vocabulary(tmp_path: Path) -> None:
         ("[1]", "d.jsonl", "line 1: expected an object"),
         ("image,caption,split\na,b\n", "d.csv", "line 2: has no text 'split'"),
         ("image,text,split\na,b,test\n", "d.csv", "line 2: has no text 'caption'"),
+        ("image,caption,split\na.jpg,A dog, running,train\n", "d.csv", "line 2: has more columns than the first line"),
+        ("image,caption,split\na/x.jpg,b,train\nb/x.jpg,b, test \n", "d.csv", "would both be image 'x.npz'"),
         ("image,caption,split\n", "d.csv", "no caption of split 'test', it has"),
         ("", "d.xml", "d.xml: unknown kind of file, expected one of .json, .jsonl, .csv"),
     ],

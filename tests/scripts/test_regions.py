@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from data.image_db import ImageDatabase
 from scripts.convert_imgdir import main
 from scripts.regions import folder, tsv
+from scripts.regions.names import naming
 from scripts.regions.plain_pickle import MAX_BYTES, read_pickled_map, read_plain
 from scripts.regions.source import as_shares
 from utils.errors import InputError
@@ -150,7 +152,7 @@ def test_every_kind_becomes_a_database(tmp_path: Path, kind: str, flags: list[st
         check(database, f"{name}.npz", one, np.arange(number) if kind == "butd" else confident(one, number))
     database.close()
     noted = json.loads(next((tmp_path / "db").glob("made_*.json")).read_text())
-    assert (noted["images"], noted["left_out"]) == (3, {})
+    assert (noted["images"], noted["left_out"]) == (3, [])
     assert noted["made_by"]["program"] == "scripts/convert_imgdir.py"
 
 
@@ -272,6 +274,7 @@ def test_bad_files_of_folders_are_named(tmp_path: Path) -> None:
     found = Detected(0)
     for name, changes, message in [
         ("conf", {"info": {"objects_id": 5}}, "info has no objects_conf"),
+        ("list", {"info": {"objects_conf": [[0.5] * 15] * 3}}, "info has no objects_conf"),
         ("info", {"info": np.zeros(3)}, r"info: has shape \[3\] and type float64, expected one pickled map"),
         ("count", {"num_bbox": 16}, "num_bbox is 16, expected a number of boxes from 1 to 15"),
         ("size", {"image_w": 100}, "leaves the picture"),
@@ -287,8 +290,10 @@ def test_bad_files_of_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no bbox"):
         folder.load_npz(tmp_path / "x.npz")
     for name, changes, message in [
+        ("huge", {"image_width": 10**400}, r"huge_info\.npy: the picture is 10+\.\.\.0+ wide"),
+        ("many", {"num_boxes": [[3]]}, r"num_boxes is \[\[3\]\], expected a number of boxes"),
         ("bbox", {"bbox": None}, r"bbox_info\.npy: has no array bbox"),
-        ("size", {"image_width": "wide"}, r"size_info\.npy: the picture is wide wide"),
+        ("size", {"image_width": "wide"}, r"size_info\.npy: the picture is 'wide' wide"),
     ]:
         save_mmf(tmp_path / f"{name}.npy", found, **changes)
         with pytest.raises(ValueError, match=message):
@@ -394,3 +399,39 @@ def test_what_a_pickle_unpacks_to_is_bounded() -> None:
     again = b"h\x01h\x00\x8c\x06latin1\x86R"
     with pytest.raises(ValueError, match="unpacks to more bytes"):
         read_plain(text + name + again * 1000 + b"e.")
+
+
+def test_annotations_name_pictures_by_their_names_first(tmp_path: Path) -> None:
+    rows = [("cat_1.jpg", "a"), ("7.jpg", "b"), ("x/dog_2.jpg", "c")]
+    (tmp_path / "a.csv").write_text("image,caption,split\n" + "".join(f"{name},{text},test\n" for name, text in rows))
+    name_of = naming(None, tmp_path / "a.csv")
+    assert [name_of(name) for name in ("cat_1", "cat_1.npz", "7", "000007", "dog_2.jpg")] == [
+        "cat_1.npz", "cat_1.npz", "7.npz", "7.npz", "dog_2.npz",
+    ]  # fmt: skip
+    for other in ("bat_1.npz", "dog_1", "8", "7" * 5000):
+        with pytest.raises(ValueError, match=r"a\.csv names no such picture"):
+            name_of(other)
+    with pytest.raises(ValueError, match="has no number"):
+        naming("p_", None)("1" * 100_000 + "x")
+
+
+def test_keep_all_needs_confidences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    save_mmf(tmp_path / "in/a.npy", Detected(0))
+    info = {"bbox": Detected(1).boxes, "image_width": WIDTH, "image_height": HEIGHT}
+    np.save(tmp_path / "in/b.npy", Detected(1).features)
+    np.save(tmp_path / "in/b_info.npy", info)
+    with pytest.raises(SystemExit) as stop:
+        main(["--img_dir", str(tmp_path / "in"), "--output", str(tmp_path / "db"), "--keep_all", "--nproc", "1"])
+    assert stop.value.code == 1
+    assert "b.npy: has no confidences, which filtering needs" in capsys.readouterr().err
+    noted = json.loads((tmp_path / "db/made_all.json").read_text())
+    assert noted["left_out"] == [f"{tmp_path}/in/b.npy: has no confidences, which filtering needs when the database is read"]
+
+
+def test_a_pipe_is_no_table(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tsv")
+    with pytest.raises(InputError, match=r"a\.tsv: is not a regular file"):
+        tsv.kind_of(tmp_path / "a.tsv")
+    (tmp_path / "hw.tsv").write_text('a\t480 640\nb\t[{"height": 480, "width": 640}]\n')
+    assert tsv.read_sizes(tmp_path / "hw.tsv") == {"a": SIZE, "b": SIZE}
