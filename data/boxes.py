@@ -35,7 +35,7 @@ class BoxRule:
     @property
     def suffix(self) -> str:
         """``th0.2_max100_min10``, as in the names of published databases."""
-        return f"th{float(self.conf_th)}_max{self.max_bb}_min{self.min_bb}"
+        return f"th{float(self.conf_th) + 0.0}_max{self.max_bb}_min{self.min_bb}"
 
     @property
     def folder(self) -> str:
@@ -89,7 +89,7 @@ def parse_layout(name: str) -> Layout:
         return Layout(None, stem != name)
     if fixed := re.fullmatch(r"feat_numbb(\d+)", stem):
         rule = BoxRule(conf_th=-1, num_bb=int(fixed[1]))
-    elif filtered := re.fullmatch(r"feat_th(\d+\.\d+|\d+e-\d+)_max(\d+)_min(\d+)", stem):
+    elif filtered := re.fullmatch(r"feat_th(\d+(?:\.\d+)?(?:e-\d+)?)_max(\d+)_min(\d+)", stem):
         rule = BoxRule(float(filtered[1]), int(filtered[2]), int(filtered[3]))
     else:
         rule = None

@@ -203,6 +203,8 @@ def pack_image(
     arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
     check_regions(arrays)
     confidence = np.full(len(features), np.inf) if conf is None else conf
+    if conf is not None and not ((conf >= 0) & (conf < 1.01)).all():
+        raise ValueError(f"conf goes from {conf.min():g} to {conf.max():g}, expected confidences from 0 to 1")
     kept = len(features) if rule is None else rule.count(confidence)
     order = np.argsort(-confidence, kind="stable")[:kept]
     with np.errstate(over="ignore"):
@@ -239,6 +241,7 @@ class ImageDatabaseWriter:
         self.lmdb_path = self.path / self.layout.folder
         self.made: Mapping[str, object] | None = None
         self._sidecar = self.path / self.layout.sidecar if self.layout.sidecar else None
+        self._note = self.path / f"made_{self.layout.folder}.json"
         self._store = LmdbWriter(self.lmdb_path)
         self._kept: dict[str, int] = {}
         self._agreed: dict[str, int] | None = None
@@ -279,13 +282,19 @@ class ImageDatabaseWriter:
         self._kept[name] = kept
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._finish()
-            except BaseException as failure:
-                self._store.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        self._store.__exit__(kind, error, trace)
+        new = [file for file in (self._sidecar, self._note) if file is not None and not file.exists()]
+        try:
+            if kind is None:
+                try:
+                    self._finish()
+                except BaseException as failure:
+                    self._store.__exit__(type(failure), failure, failure.__traceback__)
+                    raise
+            self._store.__exit__(kind, error, trace)
+        except BaseException:
+            for file in new:
+                file.unlink(missing_ok=True)
+            raise
 
     def _finish(self) -> None:
         if not self._kept:
@@ -296,7 +305,7 @@ class ImageDatabaseWriter:
         if self._sidecar:
             save_json(self._sidecar, self._kept, indent=None)
         if self.made is not None:
-            save_json(self.path / f"made_{self.layout.folder}.json", self.made)
+            save_json(self._note, self.made)
 
     def _disagree(self) -> NoReturn:
         raise InputError(f"{self._sidecar}: belongs to {self.layout.twin.folder}, which has other images or numbers of boxes")

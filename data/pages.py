@@ -54,9 +54,9 @@ def check_pages(file: Path) -> None:
     Every branch and leaf page is read, and the header of every value on overflow pages. Memory is one byte for each page of the
     file. Which pages are free is left unchecked, as only writers need to know. The file must not change from then on.
     """
-    if not file.is_file():
-        raise InputError(f"{file}: no such file, expected an LMDB database")
     try:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file, expected an LMDB database")
         with open(file, "rb", buffering=0) as stream:
             _check(stream.fileno())
     except OSError as error:

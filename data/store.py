@@ -43,13 +43,16 @@ os.register_at_fork(after_in_child=_drop_inherited)
 def _open_checked(path: Path, readahead: bool) -> lmdb.Environment:
     """Open ``path`` for reading; a file shorter than its header promises is refused, since reading past its end is a SIGBUS."""
     file = path / "data.mdb"
-    if not file.is_file():
-        raise InputError(f"{path}: not a database (no data.mdb in it)")
-    size = file.stat().st_size
+    try:
+        if not file.is_file():
+            raise InputError(f"{path}: not a database (no data.mdb in it)")
+        size = file.stat().st_size
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
     if size == 0:
         raise InputError(f"{file}: empty file, expected an LMDB database")
     try:
-        environment = lmdb.open(str(path), readonly=True, lock=False, readahead=readahead, create=False)
+        environment = lmdb.open(os.fsencode(path), readonly=True, lock=False, readahead=readahead, create=False)
     except lmdb.Error as error:
         raise InputError(f"{file}: cannot be read as LMDB ({_reason(error)})") from error
     promised = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
@@ -237,7 +240,7 @@ class LmdbWriter:
         with self._stack as stack:
             self.folder = stack.enter_context(building(self.path))
             try:
-                self._environment = lmdb.open(str(self.folder), map_size=_FIRST_MAP_BYTES, lock=False, sync=False)
+                self._environment = lmdb.open(os.fsencode(self.folder), map_size=_FIRST_MAP_BYTES, lock=False, sync=False)
             except lmdb.Error as error:
                 raise InputError(f"{self.path}: cannot be written ({error})") from error
             stack.callback(self._environment.close)
@@ -267,7 +270,8 @@ class LmdbWriter:
                 # A full map loses the whole transaction, which is why records are kept until their commit.
                 self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.Error as error:
-                raise InputError(f"{self.path}: cannot be written ({_reason(error)})") from error
+                hint = ", perhaps of a full disk" if "Input/output" in str(error) else ""  # which LMDB calls so
+                raise InputError(f"{self.path}: cannot be written ({_reason(error)}{hint})") from error
         self._pending.clear()
         self._pending_bytes = 0
 

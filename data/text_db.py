@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from data.names import Names
-from data.record import unpack_map
+from data.record import MAX_ITEMS, unpack_map
 from data.store import LmdbReader, LmdbWriter, check_name
 from utils.errors import InputError
 from utils.files import read_json, save_json, shown
@@ -212,11 +212,14 @@ class TextDatabaseWriter:
     def put_packed(self, text_id: str, image: str, record: bytes, length: int) -> None:
         """Add one caption that ``pack_text`` has made into a record of ``length`` word pieces, maybe in another process."""
         if not length:
-            raise InputError(f"{self.path}: text {text_id!r} of {image!r} has no word pieces")
-        try:
-            check_name(text_id)
-        except ValueError as error:
-            raise InputError(f"{self.path}: text id {text_id!r} {error}") from error
+            raise InputError(f"{self.path}: text {shown(text_id)} of {shown(image)} has no word pieces")
+        if length > MAX_ITEMS:
+            raise InputError(f"{self.path}: text {shown(text_id)} has {length:,} word pieces, expected at most {MAX_ITEMS:,}")
+        for kind, name in (("text id", text_id), ("image", image)):
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise InputError(f"{self.path}: {kind} {shown(name)} {error}") from error
         if text_id in self._lengths:
             raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)

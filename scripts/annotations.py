@@ -86,7 +86,7 @@ def _text(fields: dict[str, Any], key: str) -> str:
     if value is None:
         raise KeyError(key)
     if not isinstance(value, str):
-        raise ValueError(f"{key} is {value!r}, expected text")
+        raise ValueError(f"{key} is {shown(value)}, expected text")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -103,11 +103,12 @@ def _read_rows(rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Caption]:
             raise ValueError(f"line {line}: has more columns than the first line; a caption with commas needs quotes")
         try:
             image, caption, split = (_text(row, key) for key in ("image", "caption", "split"))
+            name = feature_name("", image)
         except KeyError as error:
             raise ValueError(f"line {line}: has no text {error}, expected image, caption and split") from error
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from error
-        yield Caption(str(number), feature_name("", image), image, caption, split.strip(), "")
+        yield Caption(str(number), name, image, caption, split.strip(), "")
 
 
 def read_jsonl(text: str) -> Iterator[Caption]:
@@ -126,7 +127,9 @@ def read_jsonl(text: str) -> Iterator[Caption]:
 
 def read_csv(text: str) -> Iterator[Caption]:
     """Captions of a CSV file whose first row names its columns."""
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
+        raise ValueError("line 1: names a column twice")
     return _read_rows((reader.line_num, row) for row in reader)
 
 
@@ -152,17 +155,22 @@ def all_captions(path: Path, contents: bytes) -> Iterator[Caption]:
 
 
 def captions_of(path: Path, contents: bytes, split: str) -> list[Caption]:
-    """The captions of one split; ``InputError`` also when there is none and when two pictures would have one name."""
+    """The captions of one split; ``InputError`` also when it has none, two pictures have one name, or one is in two splits."""
     splits: set[str] = set()
     filename_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     captions = []
     for caption in all_captions(path, contents):
         splits.add(caption.split)
         other = filename_of.setdefault(caption.image, caption.filename)
         if other != caption.filename:
-            raise InputError(f"{path}: {other!r} and {caption.filename!r} would both be image {caption.image!r}")
+            both = f"{shown(other)} and {shown(caption.filename)}"
+            raise InputError(f"{path}: {both} would both be image {shown(caption.image)}")
+        if split_of.setdefault(caption.image, caption.split) != caption.split:
+            both = f"{shown(split_of[caption.image])} and in {shown(caption.split)}"
+            raise InputError(f"{path}: {shown(caption.filename)} is in {both}, expected a picture in one split")
         if caption.split == split:
             captions.append(caption)
     if split not in splits:
-        raise InputError(f"{path}: no caption of split {split!r}{nearest(split, splits)}, it has {sorted(splits)}")
+        raise InputError(f"{path}: no caption of split {split!r}{nearest(split, splits)}, it has {shown(sorted(splits))}")
     return captions

@@ -16,4 +16,4 @@ if ! name=$([[ -n $1 ]] && CDPATH='' cd -- "$1" 2>/dev/null && basename "$PWD");
     echo "create_imgdb: IMG_NPY: no folder '$1' that can be entered; make it or name another" >&2
     exit 2
 fi
-exec bash "$scripts/python.sh" "$scripts/convert_imgdir.py" --img_dir "$1" --output "$2/$name" "${@:3}"
+exec bash "$scripts/python.sh" "$scripts/convert_imgdir.py" --img_dir="$1" --output="$2/$name" "${@:3}"

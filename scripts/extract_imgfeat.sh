@@ -18,7 +18,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/docker.sh"
 
 (($# >= 2)) || fail "usage: extract_imgfeat.sh IMG_DIR IMG_NPY [COMMAND...]"
 pictures=$(absolute IMG_DIR "$1")
-[[ -n $(find -L "$pictures" -maxdepth 1 -type f \( -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.png' \) -print -quit) ]] ||
+[[ -n $(find -L "$pictures" -maxdepth 1 -type f \( -iname '*.jpg' -o -iname '*.jpeg' -o -iname '*.png' \) -print -quit 2>/dev/null) ]] ||
     fail "IMG_DIR: no .jpg, .jpeg or .png file in '$pictures'; name the folder that holds the pictures"
 readonly image=${IAIS_BUTD_IMAGE:-chenrocks/butd-caffe:nlvr2}
 check_image "$image" "get it with 'docker pull $image' or name another in IAIS_BUTD_IMAGE"

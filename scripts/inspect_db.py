@@ -91,7 +91,6 @@ def main(arguments: list[str] | None = None) -> None:
     texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])
     save_plot = plotter() if options.plot else None
     reading = Reading(options.sample, options.nproc)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names and captions may have what the terminal has not
     screen = Screen.of(sys.stdout)
     # Opened first: hours of reading should not end in a plot that cannot be written.
     with replacing(options.plot) if options.plot else nullcontext() as file:

@@ -6,28 +6,30 @@ import argparse
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from utils.errors import InputError
+from utils.stop import SIGNALS, leave_to_parent
 
+MOST = 256  # processes that anyone can mean
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def add_nproc(parser: argparse.ArgumentParser) -> None:
     """Give a program the option ``--nproc``."""
-    parser.add_argument("--nproc", type=_positive, default=_cores(), help="worker processes (%(default)s)")
+    parser.add_argument("--nproc", type=_number, default=min(_cores(), MOST), help="worker processes (%(default)s)")
 
 
-def _positive(word: str) -> int:
+def _number(word: str) -> int:
     number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    if not 1 <= number <= MOST:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 to {MOST}")
     return number
 
 
@@ -36,17 +38,56 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _end_with_parent() -> None:
-    """A worker waits for work that never comes when its parent is killed; and Ctrl-C is the parent's to act upon."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+class _Worker:
+    """A process that does ``task`` on the items that it is called with, one at a time.
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
+    Nothing but its own pipe leads to it, so that whichever of the two processes ends, the other one sees the pipe's end.
+    """
 
-    threading.Thread(target=watch, daemon=True).start()
+    def __init__(self, task: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # this process may have a database open
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(task, theirs), daemon=True)
+        # Signals to all processes are this one's to act upon, also while the other one is still importing.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        theirs.close()
+
+    def __call__(self, item: Any) -> Any:
+        try:
+            self._pipe.send(item)
+            done, value = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise InputError("--nproc: a worker was killed, perhaps for memory; try fewer") from error
+        if not done:
+            raise value
+        return value
+
+    def close(self) -> None:
+        """Let it end, when it has nothing to do."""
+        self._pipe.close()
+        self.process.join()
+
+
+def _serve(task: Callable[[Any], Any], pipe: Connection) -> None:
+    leave_to_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    while True:
+        try:
+            item = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = True, task(item)
+        except Exception as error:
+            answer = False, error
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody waits for it any more
+            return
 
 
 def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) -> Iterator[Result]:
@@ -57,16 +98,33 @@ def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) 
     if nproc == 1:
         yield from map(task, items)
         return
-    waiting: deque[Future[Result]] = deque()
-    # Spawned, because this process may have a database open.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(nproc, mp_context=context, initializer=_end_with_parent) as pool:
+    workers = [_Worker(task) for _ in range(nproc)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    for worker in workers:
+        idle.put(worker)
+
+    def do(item: Item) -> Result:
+        worker = idle.get()
         try:
-            for item in items:
-                waiting.append(pool.submit(task, item))
-                if len(waiting) > 4 * nproc:
-                    yield waiting.popleft().result()
-            while waiting:
+            result: Result = worker(item)
+            return result
+        finally:
+            idle.put(worker)
+
+    waiting: deque[Future[Result]] = deque()
+    threads = ThreadPoolExecutor(nproc)  # each waits for a worker
+    try:
+        for item in items:
+            waiting.append(threads.submit(do, item))
+            if len(waiting) > 4 * nproc:
                 yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(f"--nproc {nproc}: a worker was killed, perhaps for memory; try fewer") from error
+        while waiting:
+            yield waiting.popleft().result()
+    except BaseException:
+        for worker in workers:
+            worker.process.kill()
+        raise
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for worker in workers:
+            worker.close()

@@ -80,6 +80,8 @@ def new_folder(path: str | Path) -> Path:
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
     path = Path(path)
+    if path.name in ("", "..") or os.path.isdir(path):
+        raise InputError(f"{path}: is a folder, expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -88,10 +90,13 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except BrokenPipeError:  # not of a file, but of what the block prints
+        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made, either
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -106,8 +111,9 @@ def building(path: str | Path) -> Iterator[Path]:
         raise InputError(f"{path}: already exists; remove it or choose another output")
     folder = path.with_name(f".{path.name}{PARTIAL}")
     descriptor = -1
-    made = [parent for parent in folder.parents if not parent.exists()]
+    made: list[Path] = []
     try:
+        made = [parent for parent in folder.parents if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         _claim(descriptor, folder, path)

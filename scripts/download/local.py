@@ -16,8 +16,10 @@ class LocalFolder:
 
     def __init__(self, folder: Path, work: Work) -> None:
         """Raises ``InputError`` when there is no such folder, or its list of checksums is none."""
-        if not folder.is_dir():
-            raise InputError(f"--from {folder}: no such folder")
+        try:
+            os.scandir(folder).close()
+        except OSError as error:
+            raise InputError(f"--from {folder}: cannot be read ({error.strerror}), expected a folder") from error
         self._folder = folder
         self._work = work
         listed = folder / CHECKSUMS

@@ -21,6 +21,7 @@ TRIES = 6  # in a row that get no further with a file
 QUESTIONS = 3  # tries for anything else
 PAUSE = 0.5  # seconds before the second of them, then twice as long before each
 HEADERS = {"User-Agent": "IAIS"}  # some hosts turn urllib's own away
+MOST_LISTED = 1 << 20  # bytes of a list of checksums
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 ABSENT = {403, 404, 410}  # object stores answer 403 where a file is absent and its folder may not be listed
 ADVICE = "name a copy with --mirror URL, or a folder that has the file with --from DIR"
@@ -166,7 +167,10 @@ def _size(url: str) -> int:
 
 def _contents(url: str) -> bytes:
     with _ask(url) as response, _network_errors(url):
-        return response.read()
+        contents = response.read(MOST_LISTED + 1)
+    if len(contents) > MOST_LISTED:
+        raise InputError(f"{url}: has more than {MOST_LISTED:,} bytes, expected a list of checksums; {ADVICE}")
+    return contents
 
 
 def _version(url: str, response: HTTPResponse) -> Version:
@@ -178,7 +182,7 @@ def _version(url: str, response: HTTPResponse) -> Version:
         fault = "a part of the file"
     elif response.headers.get("Content-Encoding", "identity") != "identity":
         fault = "the file compressed"
-    elif not re.fullmatch("[1-9][0-9]*", length):
+    elif not re.fullmatch("[1-9][0-9]{0,17}", length):
         fault = "no length, without which a part cannot be told from the whole"
     else:
         return Version(int(length), _validator(response.headers))
@@ -192,7 +196,7 @@ def _validator(headers: Message) -> str:
 
 def _continues(headers: Message, version: Version, got: int) -> bool:
     """Whether a part that the server sends follows upon the ``got`` bytes of this version; not all servers heed If-Range."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
+    match = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", headers.get("Content-Range", ""))
     return (
         match is not None
         and (int(match[1]), int(match[2])) == (got, version.size)

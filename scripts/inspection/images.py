@@ -175,6 +175,8 @@ def inspect_images(path: Path, reading: Reading) -> tuple[Report, set[str] | Non
     if sidecar is not None and (layout.rule is not None or sidecar.exists()):
         numbers = read_map(sidecar, "a number of boxes", lambda n: type(n) is int and n >= 1, faults)
     names = record_names(path, faults)
+    if names is not None and not names:
+        faults.add("databases without images", path.name)
     if names is not None:
         _compare_names(path, names, numbers, layout, faults)
 

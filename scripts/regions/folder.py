@@ -20,12 +20,18 @@ _INFO = "_info.npy"
 
 def sources_of(folder: Path) -> list[Source]:
     """The images of a folder, by name; ``InputError`` when there are none."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    loaders: dict[Path, Callable[[Path], Arrays]] = dict.fromkeys(folder.glob("*.npz"), load_npz)
-    for path in folder.glob("*.npy"):
-        # An info without its features is an image too, one that fails.
-        loaders[path.with_name(path.name.removesuffix(_INFO) + ".npy") if path.name.endswith(_INFO) else path] = load_npy_pair
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}), expected a folder") from error
+    loaders: dict[Path, Callable[[Path], Arrays]] = {}
+    for path in paths:
+        if path.suffix.lower() == ".npz":
+            loaders[path] = load_npz
+        elif path.suffix.lower() == ".npy":
+            # An info without its features is an image too, one that fails.
+            of_info = path.name.endswith(_INFO)
+            loaders[path.with_name(path.name.removesuffix(_INFO) + ".npy") if of_info else path] = load_npy_pair
     if not loaders:
         raise InputError(f"{folder}: no .npz or .npy file in it")
     return [Source(path.name, str(path), partial(load, path)) for path, load in sorted(loaders.items())]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
                 while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
                     rest = file.readline(MAX_ROW_BYTES + 1)
                 if row.strip():
-                    yield number, row
+                    yield number, row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
         except OSError as error:
             raise InputError(f"{path}: cannot be read after row {number} ({error.strerror})") from error
 

@@ -101,6 +101,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
         "b_noconf": {key: array for key, array in good.items() if key != "conf"},
         "b_rows": {**good, "norm_bb": good["norm_bb"][:3]},
         "b_boxes": {**good, "norm_bb": good["norm_bb"][:, :4]},
+        "b_percent": {**good, "conf": good["conf"] * 100},
         "b_pixels": {**good, "norm_bb": good["norm_bb"] * 640},
         "b_turned": {**good, "norm_bb": good["norm_bb"][:, [2, 3, 0, 1, 4, 5]]},
         "b_none": {key: array[:0] for key, array in good.items()},
@@ -139,14 +140,16 @@ def test_user_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
 
     output, empty = str(tmp_path / "db"), tmp_path / "empty"
     empty.mkdir()
-    assert refusal("--img_dir", str(tmp_path / "absent"), "--output", output).endswith("absent: no such folder")
+    assert refusal("--img_dir", str(tmp_path / "absent"), "--output", output).endswith(
+        "absent: cannot be read (No such file or directory), expected a folder"
+    )
     assert refusal("--img_dir", str(empty), "--output", output).endswith("empty: no .npz or .npy file in it")
     (empty / "x.npz").touch()
     line = refusal("--img_dir", str(empty), "--output", output, "--nproc", "1")
     assert line == f"error: {output}/feat_th0.2_max100_min10: not made, no image can be used"
     assert not (tmp_path / "db").exists()
     assert "min_bb 9 and max_bb 8" in refusal("--img_dir", str(folder), "--output", output, "--min_bb", "9", "--max_bb", "8")
-    assert "--nproc: 0: expected at least 1" in refusal("--img_dir", str(folder), "--output", output, "--nproc", "0")
+    assert "--nproc: 0: expected 1 to 256" in refusal("--img_dir", str(folder), "--output", output, "--nproc", "0")
     assert "--img_dir" in refusal("--img", str(folder), "--output", output)
     assert not any((tmp_path / "db").glob("*"))
     convert(folder, tmp_path / "db")

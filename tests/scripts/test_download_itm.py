@@ -632,7 +632,7 @@ def test_what_a_folder_lacks(site: Site, storage: Path, fetch: Fetch, tmp_path: 
     assert not {TEST, LARGE, "finetune"} & tree(storage).keys()
     assert (storage / BASE).samefile(folder / BASE)
     (line,) = fetch("--from", tmp_path / "nowhere", code=2)
-    assert line == f"error: --from {tmp_path / 'nowhere'}: no such folder"
+    assert line == f"error: --from {tmp_path / 'nowhere'}: cannot be read (No such file or directory), expected a folder"
     (storage / BASE).unlink()
     fetch("--from", folder, "--mirror", site.url)
     assert tree(storage) == expected(site.files, "flickr")

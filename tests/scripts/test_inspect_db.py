@@ -636,7 +636,7 @@ def test_a_worker_that_is_killed_is_a_fault(
     monkeypatch.setattr(reading, "check_pages", lambda file: None)
     seen = inspect(tmp_path, "--nproc", 2)
     assert seen.faults == {"records that could not be read to the end": 1}
-    assert re.search(r"after \d+ of 70: --nproc 2: a worker was killed", seen.list)
+    assert re.search(r"after \d+ of 70: --nproc: a worker was killed", seen.list)
 
 
 def read_value(folder: Path, key: str) -> bytes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,5 +43,25 @@ def test_what_goes_wrong_in_a_worker_arrives() -> None:
     assert list(in_order(double, [1, 2], 1)) == [2, 4]
     with pytest.raises(InputError, match="-1 is negative"):
         list(in_order(double, [1, -1, 2], 2))
-    with pytest.raises(InputError, match="--nproc 2: a worker was killed"):
-        list(in_order(double, [13], 2))
+    with pytest.raises(InputError, match="--nproc: a worker was killed"):
+        list(in_order(double, [*range(13), 13, *range(20)], 2))
+    with pytest.raises(AttributeError):  # what cannot be sent
+        list(in_order(lambda item: item, [1], 2))
+
+
+def take_slowly(results: Iterator[bytes]) -> None:
+    for _ in results:
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+def test_a_killed_worker_never_hangs(size: int) -> None:
+    """Killed at any moment, in the midst of a long message too."""
+    for moment in range(8):
+        results = in_order(bytes, [size] * 60, 2)
+        next(results)
+        worker = multiprocessing.active_children()[moment % 2]
+        threading.Timer(0.002 * moment, worker.kill).start()
+        with pytest.raises(InputError, match="a worker was killed"):
+            take_slowly(results)
+        assert not multiprocessing.active_children()
