@@ -117,7 +117,7 @@ def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
 def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
     try:
         return msgspec.convert(value, hint, strict=strict)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half of a surrogate pair is no text
         choices = [choice for kind in _alternatives(hint) for choice in typing.get_args(kind) if isinstance(choice, str)]
         expected = (
             "one of " + ", ".join(choices) if choices else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))

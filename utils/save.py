@@ -11,6 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import replacing
+from utils.tensor_file import check_tensor_file
 
 
 def save_tensors(path: str | Path, value: Any) -> None:
@@ -32,12 +33,18 @@ def load_tensors(path: str | Path) -> Any:
     """What ``save_tensors`` wrote, or any ``.pt`` file in torch's present or pre-1.6 container; tensors arrive on the CPU.
 
     Raises:
-        InputError: the file is missing, damaged, or would run code.
+        InputError: the file is missing, damaged, would run code, or claims more tensors than it has bytes for.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        check_tensor_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
+    except OSError as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a readable checkpoint of tensors ({error})") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever a damaged pickle makes it raise
         raise InputError(f"{path}: not a readable checkpoint of tensors ({type(error).__name__})") from error
 
