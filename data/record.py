@@ -147,9 +147,10 @@ def read_npy(data: bytes) -> np.ndarray:
 def read_npz(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Those of the ``wanted`` arrays that an ``.npz`` has; only they are decompressed, and none that claims over 64 MiB."""
     arrays = {}
-    for name, member in read_members(record, wanted).items():
+    members = read_members(record, wanted)
+    for name in list(members):
         try:
-            arrays[name] = read_npy(member)
+            arrays[name] = read_npy(members.pop(name))  # and no longer held twice
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
     return arrays

@@ -164,6 +164,8 @@ def _read_map(file: Path, meaning: str, fits: Callable[[Any], bool]) -> dict[str
 
 def decode_text(record: memoryview | bytes) -> dict[str, Any]:
     """The map in a record, keys as text; raises ``ValueError``. At most 16 MiB are unpacked."""
+    if len(record) > _MAX_RECORD_BYTES:  # whatever is behind the frame's end would be copied
+        raise ValueError(f"has {len(record):,} bytes, expected at most {_MAX_RECORD_BYTES:,}")
     frame = lz4.frame.LZ4FrameDecompressor()
     try:
         packed = frame.decompress(record, max_length=_MAX_RECORD_BYTES)

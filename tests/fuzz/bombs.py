@@ -28,7 +28,7 @@ from utils.errors import InputError
 from utils.files import read_json
 from utils.save import load_tensors
 
-TEXT, IMAGE, ZIPPED, PICKLE, TENSORS = 448 * MIB, 512 * MIB, 512 * MIB, 320 * MIB, 128 * MIB
+TEXT, IMAGE, ZIPPED, MILVLG, PICKLE, TENSORS = 448 * MIB, 512 * MIB, 512 * MIB, 768 * MIB, 320 * MIB, 128 * MIB
 JSON_BYTES_PER_BYTE = 40
 _STRINGS = b"\x81\xa1a" + (b"\xdc\x10\x00" + b"\xa2ab" * 4095) * 1000 + b"\xc0"  # each list ends with the next one
 
@@ -105,7 +105,11 @@ def text_bombs() -> list[Bomb]:
         "maps within maps": b"\x81\x01" * (size // 2),
     }
     bombs = [Bomb(f"text: {name}", read, lz4.frame.compress(content), TEXT) for name, content in packed.items()]
-    return [*bombs, Bomb("text: a frame that says it holds 2^60 bytes", read, frame, TEXT)]
+    return [
+        *bombs,
+        Bomb("text: a frame that says it holds 2^60 bytes", read, frame, TEXT),
+        Bomb("text: 32 MiB behind a frame", read, lz4.frame.compress(b"\x80") + bytes(32 << 20), 64 * MIB),
+    ]
 
 
 def image_bombs() -> list[Bomb]:
@@ -168,7 +172,12 @@ def source_bombs(folder: Path) -> list[Bomb]:
     laughs = b"\x80\x04)\x94" + b"".join(b"(" + b"h%c" % level * 10 + b"t\x94" for level in range(9)) + b"."
     stream = io.BytesIO()
     np.savez_compressed(stream, x=np.zeros((1, 1)), info=np.array({"a": "b" * (60 << 20)}, dtype=object))
-    five = dict.fromkeys(("features", "norm_bb", "conf", "soft_labels", "nbb"), zeros_of(f"(1, {63 << 17})", 63))
+    info = io.BytesIO()
+    np.save(info, np.array({"objects_conf": np.zeros(1, np.float32)}, dtype=object))
+    member = zeros_of(f"(1, {63 << 17})", 63)
+    uniter = {f"{name}.npy": member for name in ("features", "norm_bb", "conf", "soft_labels", "nbb")}
+    milvlg = {f"{name}.npy": member for name in ("x", "bbox", "num_bbox", "image_w", "image_h")}
+    milvlg["info.npy"] = zeros(0, info.getvalue()), len(info.getvalue())
     documented = (ValueError,)
     return [
         Bomb("TSV: a row of 256 MiB", read_long_row, b"a\t", 96 * MIB, documented),
@@ -178,13 +187,8 @@ def source_bombs(folder: Path) -> list[Bomb]:
         Bomb("pickle: tuples of ten, nine deep", read_plain, laughs, PICKLE, documented),
         Bomb("pickle: 300,000 lists", read_plain, b"\x80\x04" + b"]" * 300_000 + b".", PICKLE, documented),
         Bomb("npz with a pickle of 60 MiB", read_npz, stream.getvalue(), ZIPPED, documented),
-        Bomb(
-            "npz with five arrays of 63 MiB",
-            read_npz,
-            raw_zip({f"{name}.npy": member for name, member in five.items()}),
-            ZIPPED,
-            documented,
-        ),
+        Bomb("npz of UNITER's extractor, five arrays of 63 MiB", read_npz, raw_zip(uniter), ZIPPED, documented),
+        Bomb("npz of MILVLG's extractor, five arrays of 63 MiB", read_npz, raw_zip(milvlg), MILVLG, documented),
     ]
 
 
