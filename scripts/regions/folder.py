@@ -71,7 +71,7 @@ def _from_milvlg(members: dict[str, bytes]) -> Arrays:
         raise ValueError(f"info: {error}") from error
     if not isinstance(conf, np.ndarray):
         raise ValueError("info has no objects_conf, the confidence of each box")
-    arrays = {name: read_npy(member) for name, member in members.items()}
+    arrays = {name: read_npy(members.pop(name)) for name in list(members)}  # and none is held twice
     number = arrays.pop("num_bbox", None)
     width, height = arrays["image_w"], arrays["image_h"]
     boxes = _first({"features": arrays["x"], "boxes": arrays["bbox"], "conf": conf}, "num_bbox", number)
