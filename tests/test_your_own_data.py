@@ -16,13 +16,14 @@ from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts.make_scenes import make_scenes
+from scripts.scenes.write import Recipe
 from tests.standins import ROOT, Docker, environment
 
 DOCUMENT = ROOT / "docs/your-own-data.md"
 
 
 def test_every_command(tmp_path: Path) -> None:
-    make_scenes(tmp_path / "scenes", {"train": 10, "val": 4, "test": 6}, 0.0, 0, 1)
+    make_scenes(tmp_path / "scenes", {"train": 10, "val": 4, "test": 6}, Recipe(seed=0, twins=0.0), 1)
     annotations = json.loads((tmp_path / "scenes/dataset_scenes.json").read_text())
     with open(tmp_path / "captions.csv", "w", newline="") as file:
         table = csv.DictWriter(file, ["image", "caption", "split"])

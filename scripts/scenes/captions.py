@@ -1,4 +1,4 @@
-"""Five true sentences about a scene: relations of two and of three items, a list, and a count.
+"""Five true sentences about a scene: relations of two items, of three, a list, and a count.
 
 A sentence is kept as segments, so that the plain caption, its tokens and the Flickr30k-Entities line come from one place.
 """
@@ -48,6 +48,7 @@ COUNT_SHAPE = (
     "{scene} contains {n} as well as {a} and {b} .",
     "We count {n} besides {a} and {b} .",
 )
+CAPTIONS = 5
 SCENE_WORDS = ("The picture", "This picture", "The drawing")
 
 
@@ -116,17 +117,24 @@ class Caption:
         return True
 
 
-def write_captions(scene: Scene, rng: np.random.Generator) -> list[Caption]:
-    """Five different captions. The first two of a twin are the swapped relation, read in both directions."""
+def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> list[Caption]:
+    """Five different captions, the first ``relations`` of them of two items: the swapped ones of a twin, in both directions."""
     order = rng.permutation(len(scene.items)).tolist()
     if scene.swap is None:
-        pairs = [(order[0], order[1]), (order[1], order[2])]
+        pairs = [(order[number % len(order)], order[(number + 1) % len(order)]) for number in range(relations)]
         picked = [(*pair, _any_relation(scene, *pair, rng)) for pair in pairs]
     else:
         swap = scene.swap
-        picked = [(swap.first, swap.second, swap.relation), (swap.second, swap.first, OPPOSITE[swap.relation])]
-    two = [_two_items(scene, first, second, relation, rng) for first, second, relation in picked]
-    return [*two, _three_items(scene, rng), _list(scene, rng), _count(scene, rng)]
+        both = [(swap.first, swap.second, swap.relation), (swap.second, swap.first, OPPOSITE[swap.relation])]
+        picked = [both[number % 2] for number in range(relations)]
+    captions: list[Caption] = []
+    for first, second, relation in picked:
+        caption = _two_items(scene, first, second, relation, rng)
+        while caption.raw in [other.raw for other in captions]:
+            caption = _two_items(scene, first, second, relation, rng)
+        captions.append(caption)
+    others = (_three_items, _list, _count)
+    return captions + [write(scene, rng) for write in others[: CAPTIONS - relations]]
 
 
 def swap_roles(caption: Caption) -> Caption:

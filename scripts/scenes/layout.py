@@ -84,36 +84,36 @@ def relations(first: Box, second: Box) -> list[str]:
     return [relation for relation in OPPOSITE if related(first, relation, second)]
 
 
-def draw_scene(rng: np.random.Generator) -> Scene:
-    """A random scene of 3 to 6 items."""
+def draw_scene(rng: np.random.Generator, items: tuple[int, int]) -> Scene:
+    """A random scene of ``items``, at least and at most."""
     while True:
-        kinds = rng.choice(len(SHAPES) * len(COLOURS), size=rng.integers(3, 7), replace=False).tolist()
-        items = [_item(rng, SHAPES[kind % len(SHAPES)], list(COLOURS)[kind // len(SHAPES)]) for kind in kinds]
+        kinds = rng.choice(len(SHAPES) * len(COLOURS), size=rng.integers(items[0], items[1] + 1), replace=False).tolist()
+        drawn = [_item(rng, SHAPES[kind % len(SHAPES)], list(COLOURS)[kind // len(SHAPES)]) for kind in kinds]
         placed: tuple[Item, ...] = ()
-        for item in items:
+        for item in drawn:
             for _ in range(60):
                 candidate = dataclasses.replace(item, centre=_centre(rng, item))
                 if fits((*placed, candidate)):
                     placed += (candidate,)
                     break
-        if len(placed) == len(items):
+        if len(placed) == len(drawn):
             return Scene(placed)
 
 
-def draw_twins(rng: np.random.Generator) -> tuple[Scene, Scene]:
+def draw_twins(rng: np.random.Generator, items: tuple[int, int]) -> tuple[Scene, Scene]:
     """Two scenes of the same items, two of which have changed places; everything else is where it was."""
     while True:
-        items = draw_scene(rng).items
-        for first, second in rng.permutation(list(combinations(range(len(items)), 2))).tolist():
-            twin = list(items)
-            twin[first] = dataclasses.replace(items[first], centre=items[second].centre)
-            twin[second] = dataclasses.replace(items[second], centre=items[first].centre)
-            before = relations(items[first].box, items[second].box)
+        drawn = draw_scene(rng, items).items
+        for first, second in rng.permutation(list(combinations(range(len(drawn)), 2))).tolist():
+            twin = list(drawn)
+            twin[first] = dataclasses.replace(drawn[first], centre=drawn[second].centre)
+            twin[second] = dataclasses.replace(drawn[second], centre=drawn[first].centre)
+            before = relations(drawn[first].box, drawn[second].box)
             after = relations(twin[second].box, twin[first].box)
             shared = [relation for relation in before if relation in after]
             if shared and fits(tuple(twin)):
                 relation = shared[rng.integers(len(shared))]
-                return Scene(items, Swap(first, second, relation)), Scene(tuple(twin), Swap(second, first, relation))
+                return Scene(drawn, Swap(first, second, relation)), Scene(tuple(twin), Swap(second, first, relation))
 
 
 def fits(items: tuple[Item, ...]) -> bool:

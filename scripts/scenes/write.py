@@ -11,14 +11,29 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from scripts.scenes.captions import Caption, swap_roles, write_captions
+from scripts.scenes.captions import CAPTIONS, Caption, swap_roles, write_captions
 from scripts.scenes.draw import draw_picture
 from scripts.scenes.features import normalised, propose_boxes, region_features
 from scripts.scenes.layout import HEIGHT, WIDTH, Scene, draw_scene, draw_twins
 
 SPLITS = ("train", "val", "test")
-CAPTIONS_PER_IMAGE = 5
 CHAINS_PER_IMAGE = 20  # numbers reserved for an image's coreference chains: its items, then groups, then the scene
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a dataset of scenes depends on, beside the sizes of its splits.
+
+    Attributes:
+        twins: share of the images that belong to twin pairs.
+        items: at least and at most so many in a scene.
+        relations: captions of each image that say how two of its items lie; in twins, those that are false of the other.
+    """
+
+    seed: int
+    twins: float = 0.1
+    items: tuple[int, int] = (3, 6)
+    relations: int = 2
 
 
 @dataclass(frozen=True)
@@ -35,51 +50,61 @@ class Job:
         return f"scenes_{self.imgid:012d}"
 
 
-def plan(counts: dict[str, int], twins: float, seed: int) -> list[Job]:
-    """All images in order; a share ``twins`` of each split, spread at random, belongs to twin pairs.
+def plan(counts: dict[str, int], recipe: Recipe) -> list[Job]:
+    """All images in order; a share of each split, spread at random, belongs to twin pairs.
 
     What is in image i of a split depends on the seed, the share and the split's own size, not on the other splits.
     """
     jobs: list[Job] = []
     for split in SPLITS:
         count = counts[split]
-        pairs = round(count * twins / 2)
-        order = _rng(seed, split, count, "twins").permutation(count)[: 2 * pairs].tolist()
+        pairs = round(count * recipe.twins / 2)
+        order = _rng(recipe.seed, split, count, "twins").permutation(count)[: 2 * pairs].tolist()
         role = {index: divmod(position, 2) for position, index in enumerate(order)}
         jobs += [Job(len(jobs) + index, split, index, role.get(index)) for index in range(count)]
     return jobs
 
 
-def scene_of(job: Job, seed: int) -> Scene:
+def scene_of(job: Job, recipe: Recipe) -> Scene:
     """The job's scene; twins come from the same draw."""
     if job.pair is None:
-        return draw_scene(_rng(seed, job.split, job.index, "layout"))
+        return draw_scene(_rng(recipe.seed, job.split, job.index, "layout"), recipe.items)
     number, role = job.pair
-    return draw_twins(_rng(seed, job.split, number, "twin layout"))[role]
+    return draw_twins(_rng(recipe.seed, job.split, number, "twin layout"), recipe.items)[role]
 
 
-def captions_of(job: Job, scene: Scene, seed: int) -> list[Caption]:
-    """Five captions; the second twin's first two are the first twin's with the roles exchanged."""
-    captions = write_captions(scene, _rng(seed, job.split, job.index, "captions"))
+def captions_of(job: Job, scene: Scene, recipe: Recipe) -> list[Caption]:
+    """Five captions; the second twin's relations are the first twin's with the roles exchanged."""
+    relations = recipe.relations
+    captions = write_captions(scene, relations, _rng(recipe.seed, job.split, job.index, "captions"))
     if job.pair is None:
         return captions
     number, role = job.pair
-    first = scene_of(Job(job.imgid, job.split, job.index, (number, 0)), seed)
-    swapped = write_captions(first, _rng(seed, job.split, number, "twin captions"))[:2]
-    return [*(swapped if role == 0 else map(swap_roles, swapped)), *captions[2:]]
+    first = scene_of(Job(job.imgid, job.split, job.index, (number, 0)), recipe)
+    swapped = write_captions(first, relations, _rng(recipe.seed, job.split, number, "twin captions"))[:relations]
+    return [*(swapped if role == 0 else map(swap_roles, swapped)), *captions[relations:]]
 
 
-def write_image(root: Path, job: Job, seed: int) -> dict[str, Any]:
+def twins_of(jobs: list[Job]) -> list[tuple[Job, Job]]:
+    """The twin pairs among these images of one split."""
+    pairs: dict[int, dict[int, Job]] = {}
+    for job in jobs:
+        if job.pair is not None:
+            pairs.setdefault(job.pair[0], {})[job.pair[1]] = job
+    return [(pair[0], pair[1]) for _, pair in sorted(pairs.items())]
+
+
+def write_image(root: Path, job: Job, recipe: Recipe) -> dict[str, Any]:
     """Writes the image's picture, features and Entities files; returns its entry of Karpathy's JSON."""
-    scene = scene_of(job, seed)
-    captions = captions_of(job, scene, seed)
+    scene = scene_of(job, recipe)
+    captions = captions_of(job, scene, recipe)
     filename = f"{job.stem}.jpg"
     picture_path = root / "images" / filename
     # twins share their background, so that nothing but the two places tells them apart
     purpose, number = ("look", job.index) if job.pair is None else ("twin look", job.pair[0])
-    draw_picture(scene, _rng(seed, job.split, number, purpose)).save(picture_path, quality=92, subsampling=0)
+    draw_picture(scene, _rng(recipe.seed, job.split, number, purpose)).save(picture_path, quality=92, subsampling=0)
 
-    boxes, conf = propose_boxes(scene, _rng(seed, job.split, job.index, "boxes"))
+    boxes, conf = propose_boxes(scene, _rng(recipe.seed, job.split, job.index, "boxes"))
     with Image.open(picture_path) as picture:  # what was saved, JPEG blur included, is what any other reader would see
         features = region_features(picture.convert("RGB"), boxes)
     np.savez(
@@ -90,7 +115,7 @@ def write_image(root: Path, job: Job, seed: int) -> dict[str, Any]:
     )
     _write_entities(root / "entities", job, filename, scene, captions)
 
-    sentids = [job.imgid * CAPTIONS_PER_IMAGE + number for number in range(len(captions))]
+    sentids = [job.imgid * CAPTIONS + number for number in range(len(captions))]
     sentences = [
         {"tokens": caption.tokens, "raw": caption.raw, "imgid": job.imgid, "sentid": sentid}
         for sentid, caption in zip(sentids, captions, strict=True)
@@ -98,15 +123,11 @@ def write_image(root: Path, job: Job, seed: int) -> dict[str, Any]:
     return {"filename": filename, "imgid": job.imgid, "split": job.split, "sentids": sentids, "sentences": sentences}
 
 
-def write_winoground(path: Path, jobs: list[Job], seed: int) -> int:
-    """One line for each of the two swapped captions of every twin pair of the test split; returns how many."""
-    pairs: dict[int, dict[int, Job]] = {}
-    for job in jobs:
-        if job.split == "test" and job.pair is not None:
-            pairs.setdefault(job.pair[0], {})[job.pair[1]] = job
+def write_winoground(path: Path, jobs: list[Job], recipe: Recipe) -> int:
+    """One line for each of two swapped captions, one a direction, of every twin pair among ``jobs``; returns how many."""
     examples: list[dict[str, Any]] = []
-    for _, pair in sorted(pairs.items()):
-        captions = [captions_of(job, scene_of(job, seed), seed)[:2] for job in (pair[0], pair[1])]
+    for pair in twins_of(jobs):
+        captions = [captions_of(job, scene_of(job, recipe), recipe)[:2] for job in pair]
         for caption_0, caption_1 in zip(*captions, strict=True):
             examples.append(
                 {

@@ -17,11 +17,12 @@ from PIL import Image
 from scripts.make_scenes import images_per_caption, main
 from scripts.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH, Item
 from scripts.scenes.shapes import SHAPES
-from scripts.scenes.write import plan, scene_of
+from scripts.scenes.write import Recipe, plan, scene_of
 
 COUNTS = {"train": 150, "val": 4, "test": 60}
 TWINS = 0.2
 SEED = 3
+RECIPE = Recipe(SEED, TWINS)
 
 
 def arguments(output: Path, counts: dict[str, int], *more: str) -> list[str]:
@@ -43,7 +44,7 @@ def images(scenes: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def items() -> dict[str, tuple[Item, ...]]:
-    return {job.stem: scene_of(job, SEED).items for job in plan(COUNTS, TWINS, SEED)}
+    return {job.stem: scene_of(job, RECIPE).items for job in plan(COUNTS, RECIPE)}
 
 
 # --- an independent reader of captions ------------------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def test_captions_are_true_varied_and_of_moderate_length(images: list[dict[str, 
 
 
 def test_a_caption_identifies_its_image_among_200() -> None:
-    jobs = [job for job in plan({"train": 1, "val": 1, "test": 200}, 0.1, 0) if job.split == "test"]
-    fitting = images_per_caption(jobs, 0)
+    jobs = [job for job in plan({"train": 1, "val": 1, "test": 200}, Recipe(0)) if job.split == "test"]
+    fitting = images_per_caption(jobs, Recipe(0))
     assert fitting.min() == 1  # its own
     assert np.median(fitting) == 1
     assert fitting.mean() < 1.3
@@ -161,7 +162,7 @@ def test_winoground_examples_share_words_and_differ_in_truth(
 
 
 def test_twins_are_the_same_picture_but_for_two_places(scenes: Path, things: dict[str, list[Any]]) -> None:
-    jobs = plan(COUNTS, TWINS, SEED)
+    jobs = plan(COUNTS, RECIPE)
     for split, count in COUNTS.items():
         assert sum(job.split == split and job.pair is not None for job in jobs) == 2 * round(count * TWINS / 2)
     pairs = {job.pair: job.stem for job in jobs if job.split == "train" and job.pair is not None}
@@ -258,7 +259,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 def test_a_linear_probe_reads_shape_colour_and_size(scenes: Path, items: dict[str, tuple[Item, ...]]) -> None:
     rows: dict[bool, list[np.ndarray]] = {True: [], False: []}
     labels: dict[bool, list[Item]] = {True: [], False: []}
-    for job in plan(COUNTS, TWINS, SEED):
+    for job in plan(COUNTS, RECIPE):
         with np.load(scenes / "features" / f"{job.stem}.npz") as record:
             boxes = record["norm_bb"].astype(float)[:, :4] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
             for item in items[job.stem]:
@@ -290,15 +291,15 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 2):
         main(arguments(tmp_path / str(workers), counts, "--workers", str(workers)))
     one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
-    assert len(one) == 4 * 20 + 3
+    assert len(one) == 4 * 20 + 4
     assert one == two
     main([*arguments(tmp_path / "other", counts, "--workers", "1"), "--seed", str(SEED + 1)])
     assert contents(tmp_path / "other")["dataset_scenes.json"] != one["dataset_scenes.json"]
 
 
 def test_images_of_a_split_do_not_depend_on_the_other_splits() -> None:
-    few, many = plan({"train": 5, "val": 3, "test": 20}, TWINS, SEED), plan(COUNTS | {"test": 20}, TWINS, SEED)
-    assert [scene_of(job, SEED) for job in few[-20:]] == [scene_of(job, SEED) for job in many[-20:]]
+    few, many = plan({"train": 5, "val": 3, "test": 20}, RECIPE), plan(COUNTS | {"test": 20}, RECIPE)
+    assert [scene_of(job, RECIPE) for job in few[-20:]] == [scene_of(job, RECIPE) for job in many[-20:]]
 
 
 @pytest.mark.parametrize("wrong", [["--train", "0"], ["--workers", "0"], ["--twins", "1.5"], ["--seed", "-1"]])
