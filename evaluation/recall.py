@@ -1,6 +1,6 @@
 """Recall@K in both directions. A negative that ties with the positive counts as ranked before it, so ties never flatter.
 
-Shapes: T texts, I images, C candidates.
+Shapes: T texts, I images.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import numpy as np
 
 CUTOFFS = (1, 5, 10)
 ROWS_AT_A_TIME = 256
+UNRANKED = np.iinfo(np.int64).max  # beyond every cutoff
 
 
 class Ranks(NamedTuple):
     """How many negatives score at least as high as the best positive, and how many of all these exactly as high.
+
+    ``UNRANKED`` where that positive was not scored, but has -inf; it ties with nothing.
 
     Attributes:
         txt: (images that have a text,), among all texts.
@@ -40,17 +43,19 @@ def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
     np.maximum.at(best, image_of, own)
     ahead_of_text, equal_to_text = np.zeros(texts, np.int64), 0
     ahead_of_image, equal_to_image = np.zeros(images, np.int64), np.zeros(images, np.int64)
+    text_scored, image_scored = own > -np.inf, best > -np.inf
     for first in range(0, texts, ROWS_AT_A_TIME):
         rows = slice(first, first + ROWS_AT_A_TIME)
         block, positive = scores[rows], own[rows, None]
         ahead_of_text[rows] = (block >= positive).sum(axis=1) - 1
-        equal_to_text += int((block == positive).sum()) - len(block)
+        equal_to_text += int(((block == positive).sum(axis=1) - 1)[text_scored[rows]].sum())
         ahead_of_image += (block >= best).sum(axis=0)
         equal_to_image += (block == best).sum(axis=0)
     best_positives = np.bincount(image_of[own == best[image_of]], minlength=images)
     described = np.bincount(image_of, minlength=images) > 0
-    ties = {"txt": int((equal_to_image - best_positives)[described].sum()), "img": equal_to_text}
-    return Ranks((ahead_of_image - best_positives)[described], ahead_of_text, ties)
+    ties = {"txt": int((equal_to_image - best_positives)[image_scored].sum()), "img": equal_to_text}
+    of_images = np.where(image_scored, ahead_of_image - best_positives, UNRANKED)
+    return Ranks(of_images[described], np.where(text_scored, ahead_of_text, UNRANKED), ties)
 
 
 def recalls(found: Ranks) -> dict[str, float]:
@@ -71,9 +76,9 @@ def as_published(found: Ranks) -> dict[str, float]:
     return _with_mean(_at_cutoffs("txt", found.txt), _at_cutoffs("img", found.img, extra_hits=rows))
 
 
-def sampled_recalls(scores: np.ndarray) -> dict[str, float]:
-    """Image retrieval alone, among some candidates of each text: (T, C), its own image first. ``r_mean`` is its mean."""
-    image_retrieval = _at_cutoffs("img", (scores[:, 1:] >= scores[:, :1]).sum(axis=1))
+def sampled_recalls(found: Ranks) -> dict[str, float]:
+    """Image retrieval alone, where each text was scored with its own image and some others. ``r_mean`` is its mean."""
+    image_retrieval = _at_cutoffs("img", found.img)
     return image_retrieval | {"r_mean": image_retrieval["img_r_mean"]}
 
 

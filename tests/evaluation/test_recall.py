@@ -84,7 +84,7 @@ def test_images_without_a_text_are_candidates_and_no_queries() -> None:
 def test_sampled_recalls_rank_the_first_candidate() -> None:
     scores = np.array([[0.5, 0.4, 0.1], [0.5, 0.5, 0.1], [0.0, 0.5, 0.6]], np.float32)  # ranks 0, 1 and 2
     expected = {"img_r1": 1 / 3, "img_r5": 1, "img_r10": 1, "img_r_mean": 7 / 9, "r_mean": 7 / 9}
-    assert sampled_recalls(scores) == pytest.approx(expected)
+    assert sampled_recalls(ranks(scores, np.zeros(3, np.int32))) == pytest.approx(expected)
 
 
 def test_table_has_a_line_a_name() -> None:
