@@ -18,6 +18,7 @@ import torch
 from data.batch import Half
 from data.image_cache import ImageCache
 from data.loader import Loader
+from data.neighbours import read_neighbours
 from data.tasks import HardNegativeTask, PairSource
 from evaluation.recall import ranks, recalls, sampled_recalls, table
 from evaluation.score import sampled_candidates, score_matrix
@@ -79,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
                 seed=options.seed,
                 worker=workers.rank,
                 workers=workers.size,
+                neighbours=read_neighbours(options.neighbours) if options.neighbours else {},
             )
             model = RetrievalModel(config)
             origin = (
@@ -214,7 +216,8 @@ def validate(
     scored = score_matrix(model, source, compute, loader, workers, candidates=candidates)
     if scored is None:
         return None
-    return recalls(ranks(scored.scores, source.image_of)) if options.full_val else sampled_recalls(scored.scores)
+    found = ranks(scored.scores, source.image_of)
+    return recalls(found) if options.full_val else sampled_recalls(found)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch.utils.data import Dataset
 
 from data.batch import Half, PairBatch, check_length, collate
 from data.image_db import ImageDatabase
+from data.neighbours import Neighbours
 from data.text_db import TextDatabase
 from model.config import UniterConfig
 from utils.errors import InputError
+from utils.files import shown
 
 LOGGER = logging.getLogger(__name__)
 Anchor = Literal["image", "text"]
@@ -123,17 +126,22 @@ class HardNegativeTask(Dataset[Half]):
 
     Half 2p and 2p + 1 are those of the ``micro_steps_per_pass`` micro-steps of pass p. Each kind of half walks through its
     own shuffle of this worker's texts, epoch after epoch. Negatives are drawn uniformly, without repetition, from the
-    positive's own databases: other images, or texts of this worker that belong to other images.
+    positive's own databases: other images, or texts of this worker that belong to other images. Where an image has
+    ``neighbours``, these, or a text of each, come first among them, as many as there is room for, and in the shuffle a text of
+    each follows: what can be said of such images and texts by themselves then cancels out of an update's gradient, and what is
+    left is how they go together (Yuksekgonul et al. 2023, NegCLIP, put such images into one batch).
 
     Args:
         micro_steps: of the whole training, on this worker.
         worker: takes every ``workers``-th text.
+        neighbours: by image, names of images that are always among its negatives; those of other databases do not count.
 
     Attributes:
         without_images: leave their features out of the halves, which an ``ImageCache`` then fills.
 
     Raises:
-        InputError: too few images or texts for ``negative_size``, or databases that disagree about [CLS] and [SEP].
+        InputError: too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], or
+            ``neighbours`` of other images alone.
     """
 
     def __init__(
@@ -146,6 +154,7 @@ class HardNegativeTask(Dataset[Half]):
         seed: int = 0,
         worker: int = 0,
         workers: int = 1,
+        neighbours: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         self.sources = list(sources)
         self.without_images = False
@@ -160,6 +169,15 @@ class HardNegativeTask(Dataset[Half]):
         ]
         for source, texts, (_, starts) in zip(self.sources, self.texts, self.of_images, strict=True):
             self._check(source, len(texts), int(np.diff(starts).max()), workers)
+        self.neighbours = [
+            Neighbours(neighbours, source.image_names, *of_images)
+            for source, of_images in zip(self.sources, self.of_images, strict=True)
+        ]
+        if neighbours and not any(self.neighbours):
+            raise InputError(
+                f"neighbours: has {shown(next(iter(neighbours)))} and the like, expected images of the training databases, "
+                f"like {shown(self.sources[0].image_names[0])}"
+            )
         counts = [len(source.image_names) for source in self.sources]
         self.first_image = dict(zip(self.sources, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
         self.bounds = np.cumsum([len(texts) for texts in self.texts])
@@ -188,22 +206,47 @@ class HardNegativeTask(Dataset[Half]):
         """The (source, text id, image name) of one half of micro-step ``step``, the positive first."""
         epoch, position = divmod(step, int(self.bounds[-1]))
         if self._shuffled.get(anchor, (None,))[0] != epoch:
-            self._shuffled[anchor] = epoch, self._rng(anchor, 0, epoch).permutation(int(self.bounds[-1]))
-        example = int(self._shuffled[anchor][1][position])
-        number = int(np.searchsorted(self.bounds, example, side="right"))
-        source, texts = self.sources[number], self.texts[number]
+            self._shuffled[anchor] = epoch, self._shuffle(anchor, epoch)
+        number, text = self._located(int(self._shuffled[anchor][1][position]))
+        source, texts, near = self.sources[number], self.texts[number], self.neighbours[number]
         ids, names = source.text_db.ids, source.image_names
-        text = texts[example - int(self.bounds[number]) + len(texts)]
-        image = int(source.image_of[text])
+        image = int(source.image_of[texts[text]])
         rng = self._rng(anchor, 1, step)
         if anchor == "image":
             numbers, starts = self.of_images[number]
-            drawn = draw_others(rng, len(texts), numbers[starts[image] : starts[image + 1]], self.negative_size)
+            own = numbers[starts[image] : starts[image + 1]]
+            drawn = self._drawn(rng, len(texts), own, near.texts_like(text, image))
             others = [(ids[place], names[image]) for place in texts[drawn]]
         else:
-            drawn = draw_others(rng, len(names), [image], self.negative_size)
-            others = [(ids[text], names[place]) for place in drawn]
-        return [(source, *pair) for pair in [(ids[text], names[image]), *others]]
+            drawn = self._drawn(rng, len(names), np.array([image]), near.images(image))
+            others = [(ids[texts[text]], names[place]) for place in drawn]
+        return [(source, *pair) for pair in [(ids[texts[text]], names[image]), *others]]
+
+    def _located(self, example: int) -> tuple[int, int]:
+        """Which source this worker's text ``example`` is of, and which it is among the worker's texts there."""
+        number = int(np.searchsorted(self.bounds, example, side="right"))
+        return number, example - int(self.bounds[number]) + len(self.texts[number])
+
+    def _shuffle(self, anchor: Anchor, epoch: int) -> np.ndarray:
+        """All texts in random order, those of neighbours moved up behind the first of them."""
+        order = self._rng(anchor, 0, epoch).permutation(int(self.bounds[-1]))
+        if not any(self.neighbours):
+            return order
+        moved: dict[int, None] = {}  # ordered, and a text stays where it came first
+        for example in order.tolist():
+            if example not in moved:
+                number, text = self._located(example)
+                image = int(self.sources[number].image_of[self.texts[number][text]])
+                like = self.neighbours[number].texts_like(text, image) + (example - text)
+                moved.update(dict.fromkeys([example, *like.tolist()]))
+        return np.array(list(moved))
+
+    def _drawn(self, rng: np.random.Generator, total: int, own: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """``negative_size`` different numbers below ``total``, none among ``own``, with ``near`` or some of it first."""
+        if len(near) > self.negative_size:
+            near = rng.choice(near, size=self.negative_size, replace=False)
+        others = draw_others(rng, total, np.sort(np.concatenate([own, near])), self.negative_size - len(near))
+        return np.concatenate([near, others])
 
     def _rng(self, anchor: Anchor, purpose: int, number: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.worker, anchor == "text", purpose, number])
@@ -237,13 +280,16 @@ def draw_others(rng: np.random.Generator, total: int, excluded: Sequence[int] | 
 
 
 class BlockTask(Dataset[PairBatch]):
-    """All texts of a source, or all its images, ``size`` at a time."""
+    """All texts of a source, or all its images, ``size`` at a time; or ``names``, some of them."""
 
-    def __init__(self, source: PairSource, kind: Literal["texts", "images"], size: int) -> None:
+    def __init__(
+        self, source: PairSource, kind: Literal["texts", "images"], size: int, names: Sequence[str] | None = None
+    ) -> None:
         self.source = source
         self.kind = kind
         self.size = size
-        self.names = source.text_db.ids if kind == "texts" else source.image_names
+        everything = source.text_db.ids if kind == "texts" else source.image_names
+        self.names = everything if names is None else names
 
     def place(self, number: int) -> slice:
         """Where in the source's list of texts or images block ``number`` lies."""

@@ -1,12 +1,12 @@
 """Score texts against images: every image is decoded and embedded once by a worker, however many texts it meets.
 
-Shapes: T texts, I images of the split, C candidates of a text.
+Shapes: T texts, I images of the split; of a block of texts P pairs.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from data.batch import PairBatch, Ragged
 from data.loader import Loader
 from data.names import Names
 from data.tasks import BlockTask, PairSource, draw_others
+from evaluation.candidates import Candidates
 from evaluation.rounds import shared_out
 from evaluation.unfinished import unscored
 from model.retrieval import Compute, RetrievalModel
@@ -30,11 +31,17 @@ IMAGES_PER_BLOCK = 256
 
 
 class ScoreMatrix(NamedTuple):
-    """``scores``: (T, I) float32, or (T, C) for some candidates of each text, raw outputs of the ranking head."""
+    """Raw outputs of the ranking head, and what they are of.
+
+    Attributes:
+        scores: (T, I) float32, -inf for pairs that are no candidates.
+        regions: (I,) int32, how many each image has; 0 for an image that is nobody's candidate.
+    """
 
     scores: np.ndarray
     text_ids: Names
     image_names: Names
+    regions: np.ndarray
 
 
 @torch.no_grad()
@@ -45,7 +52,7 @@ def score_matrix(
     loader: Loader,
     workers: Workers,
     *,
-    candidates: np.ndarray | None = None,
+    candidates: Candidates | None = None,
     into: np.ndarray | None = None,
     cache_bytes: int = 4 << 30,
 ) -> ScoreMatrix | None:
@@ -55,8 +62,9 @@ def score_matrix(
     with the number of pairs; memory does not, but for the scores, which lie in a temporary file if they are large.
 
     Args:
-        candidates: (T, C) places of images in ``source.image_names``, different ones in a row.
-        into: float32 on worker 0, of the shape of the scores, NaN where one is missing; blocks of texts without any are left.
+        candidates: the same on every worker; images that are nobody's are not read.
+        into: on worker 0, made by ``evaluation.unfinished`` for the same candidates: NaN where a score is missing; blocks of
+            texts without any are left.
         cache_bytes: embedded images held at a time, on the device; with more, the texts are walked through for each such part.
 
     Raises:
@@ -66,106 +74,132 @@ def score_matrix(
     model.eval()
     text_ids, image_names = source.text_db.ids, source.image_names
     task = BlockTask(source, "texts", TEXTS_PER_BLOCK)
-    shape = len(text_ids), len(image_names) if candidates is None else candidates.shape[1]
-    scores = np.empty((0, 0), np.float32)
+    shape = len(text_ids), len(image_names)
+    scores, regions = np.empty((0, 0), np.float32), np.zeros(len(image_names), np.int32)
     if workers.first:
-        scores = unscored(shape) if into is None else into
-
-    def asked_of(rows: slice) -> np.ndarray:
-        """(rows, C or I) places of images."""
-        if candidates is not None:
-            return candidates[rows]
-        return np.broadcast_to(np.arange(shape[1]), (rows.stop - rows.start, shape[1]))
-
+        scores = unscored(shape, candidates) if into is None else into
+    total = shape[0] * shape[1] if candidates is None else len(candidates.places)
     with (
         model.prepared(compute),
-        progress_bar(workers.first, total=math.prod(shape), desc="scoring", unit="pair", unit_scale=True) as bar,
+        progress_bar(workers.first, total=total, desc="scoring", unit="pair", unit_scale=True) as bar,
     ):
-        for images in _embedded_images(model, source, compute, loader, cache_bytes):
-            part = slice(images[0][0].start, images[-1][0].stop)
+        for images in _embedded_images(model, source, compute, loader, candidates, cache_bytes):
+            regions[images.places] = images.lengths()
 
-            def work(number: int, batch: PairBatch, images: list[tuple[slice, Ragged]] = images) -> np.ndarray:
-                return _score_block(model, compute, batch, images, asked_of(task.place(number)), image_names)
+            def work(number: int, batch: PairBatch, images: _Images = images) -> np.ndarray:
+                return _score_block(model, compute, batch, images, images.pairs(task.place(number), candidates), image_names)
 
             missing = None
             if workers.first:
-                missing, done = [], 0
+                missing = []
                 for number in range(len(task)):
-                    rows = task.place(number)
-                    ours = _within(asked_of(rows), part)
-                    if np.isnan(scores[rows][ours]).any():
+                    rows, columns = images.pairs(task.place(number), candidates)
+                    if np.isnan(scores[task.place(number)][rows, images.places[columns]]).any():
                         missing.append(number)
                     else:
-                        done += int(ours.sum())
-                bar.update(done)
-            for number, block in shared_out(workers, loader, task, workers.share(missing), work):
-                scored = ~np.isnan(block)
-                scores[task.place(number)][scored] = block[scored]
-                bar.update(int(scored.sum()))
-    return ScoreMatrix(scores, text_ids, image_names) if workers.first else None
+                        bar.update(len(rows))
+            for number, values in shared_out(workers, loader, task, workers.share(missing), work):
+                rows, columns = images.pairs(task.place(number), candidates)
+                scores[task.place(number)][rows, images.places[columns]] = values
+                bar.update(len(rows))
+    return ScoreMatrix(scores, text_ids, image_names, regions) if workers.first else None
 
 
-def sampled_candidates(source: PairSource, images_per_text: int) -> np.ndarray:
-    """For quick validation: (T, C) places of images, for each text its own and then random others, C in all.
+def sampled_candidates(source: PairSource, images_per_text: int) -> Candidates:
+    """For quick validation: for each text its own image and random others, ``images_per_text`` in all if there are so many.
 
     They are the same at each call, so that runs and seeds are compared on the same candidates.
     """
     rng = np.random.default_rng(0)
     images = len(source.image_names)
-    candidates = np.empty((len(source.text_db), min(images_per_text, images)), np.int32)
-    for row, own in enumerate(source.image_of):
-        candidates[row, 0] = own
-        candidates[row, 1:] = draw_others(rng, images, [own], candidates.shape[1] - 1)
-    return candidates
+    others = min(images_per_text, images) - 1
+    return Candidates.of([np.append(draw_others(rng, images, [own], others), own) for own in source.image_of])
 
 
-def _within(places: np.ndarray, part: slice) -> np.ndarray:
-    return (places >= part.start) & (places < part.stop)
+class _Images(NamedTuple):
+    """Embedded images, ``IMAGES_PER_BLOCK`` in each of ``blocks`` but the last, and their places in the split, rising."""
+
+    places: np.ndarray
+    blocks: list[Ragged]
+
+    def lengths(self) -> np.ndarray:
+        """How many regions each has."""
+        return torch.cat([block.lengths for block in self.blocks]).numpy()
+
+    def pairs(self, texts: slice, candidates: Candidates | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs of these texts and images to score: (P,) texts, counted from the first of these, and (P,) images."""
+        if candidates is None:
+            rows, columns = np.indices((texts.stop - texts.start, len(self.places))).reshape(2, -1)
+            return rows, columns
+        rows, places = candidates.within(texts, self.places[0], self.places[-1])
+        return rows, np.searchsorted(self.places, places)
+
+    def take(self, images: np.ndarray) -> Ragged:
+        """Some of them, in rising order."""
+        taken = []
+        for number in np.unique(images // IMAGES_PER_BLOCK):
+            block = self.blocks[number]
+            items = torch.from_numpy(images[images // IMAGES_PER_BLOCK == number] % IMAGES_PER_BLOCK)
+            if len(items) < len(block.lengths):
+                block = Ragged(block.rows[block.row_indices(items).to(block.rows.device)], block.lengths[items])
+            taken.append(block)
+        if len(taken) == 1:
+            return taken[0]
+        return Ragged(torch.cat([block.rows for block in taken]), torch.cat([block.lengths for block in taken]))
 
 
 def _embedded_images(
-    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, cache_bytes: int
-) -> Iterator[list[tuple[slice, Ragged]]]:
-    """Lists of (columns, embedded images) that fit ``cache_bytes``."""
-    held: list[tuple[slice, Ragged]] = []
-    size = 0
-    task = BlockTask(source, "images", IMAGES_PER_BLOCK)
+    model: RetrievalModel,
+    source: PairSource,
+    compute: Compute,
+    loader: Loader,
+    candidates: Candidates | None,
+    cache_bytes: int,
+) -> Iterator[_Images]:
+    """The images that there are pairs of, in parts that fit ``cache_bytes``."""
+    places = np.arange(len(source.image_names)) if candidates is None else np.unique(candidates.places)
+    names = None if candidates is None else Names(source.image_names[place] for place in places.tolist())
+    task = BlockTask(source, "images", IMAGES_PER_BLOCK, names)
+    held: list[Ragged] = []
+    first, size = 0, 0
     for number, batch in enumerate(loader(task)):
         images = model.embed(batch, compute).images
         if held and size + images.rows.nbytes > cache_bytes:
-            yield held
-            held, size = [], 0
-        held.append((task.place(number), images))
+            yield _Images(places[first : task.place(number).start], held)
+            held, first, size = [], task.place(number).start, 0
+        held.append(images)
         size += images.rows.nbytes
-    yield held
+    yield _Images(places[first:], held)
 
 
 def _score_block(
     model: RetrievalModel,
     compute: Compute,
     batch: PairBatch,
-    images: list[tuple[slice, Ragged]],
-    asked: np.ndarray,
+    images: _Images,
+    pairs: tuple[np.ndarray, np.ndarray],
     image_names: Names,
 ) -> np.ndarray:
-    """The scores of the texts of ``batch`` and the images ``asked`` for, of the same shape; NaN for images not among these."""
+    """The scores (P,) of these pairs of a text of ``batch`` and an image."""
     texts = model.embed(batch, compute).texts
-    scores = np.full(asked.shape, np.nan, np.float32)
-    for part, block in images:
-        chosen = _within(asked, part)
-        rows, columns = chosen.nonzero()
-        if len(rows):
-            pairs = torch.from_numpy(np.stack([rows, asked[rows, columns] - part.start], axis=1))
-            values = model.score(Embedded(texts, block), pairs, compute).scores
-            scores[chosen] = _finite(values, pairs, batch.text_ids, image_names[part])
+    scores = np.empty(len(pairs[0]), np.float32)
+    distinct, columns = np.unique(pairs[1], return_inverse=True)
+    for first in range(0, len(distinct), IMAGES_PER_BLOCK):
+        chosen = (columns >= first) & (columns < first + IMAGES_PER_BLOCK)
+        of_block = distinct[first : first + IMAGES_PER_BLOCK]
+        asked = torch.from_numpy(np.stack([pairs[0][chosen], columns[chosen] - first], axis=1))
+        values = model.score(Embedded(texts, images.take(of_block)), asked, compute).scores
+        names = tuple(image_names[place] for place in images.places[of_block])
+        scores[chosen] = finite_scores(values, replace(batch, image_names=names, pairs=asked))
     return scores
 
 
-def _finite(values: Tensor, pairs: Tensor, text_ids: tuple[str, ...], image_names: list[str]) -> np.ndarray:
+def finite_scores(values: Tensor, batch: PairBatch) -> np.ndarray:
+    """``values``, the scores (P,) of the pairs of ``batch``, as float32; ``InputError`` naming the first that is not finite."""
     scores = values.float().cpu()
     if not bool(scores.isfinite().all()):
-        text, image = pairs[int(scores.isfinite().logical_not().nonzero()[0])].tolist()
+        text, image = batch.pairs[int(scores.isfinite().logical_not().nonzero()[0])].tolist()
         raise InputError(
-            f"the score of text {text_ids[text]!r} and image {image_names[image]!r} is not finite: damaged weights?"
+            f"the score of text {batch.text_ids[text]!r} and image {batch.image_names[image]!r} is not finite: damaged weights?"
         )
     return scores.numpy()

@@ -24,7 +24,7 @@ from model.retrieval import Compute, RetrievalModel
 from optim.progress import Progress
 from utils.distributed import Workers
 from utils.errors import InputError
-from utils.files import make_folder, new_folder, remove_leftovers, save_json
+from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.provenance import save_git_state
 from utils.run_log import RunLog
 from utils.run_options import LATEST, TrainOptions
@@ -200,6 +200,7 @@ def recipe_of(
     data = [source.fingerprint() for source in training]
     recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
     recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}
+    recipe["neighbours"] = sha256(options.neighbours) if options.neighbours else None
     precisions = {"precision": compute.precision.name}
     if options.mining == "hard":
         precisions["mining_precision"] = compute.for_mining().precision.name

@@ -91,17 +91,35 @@ def kl(q: Tensor, p: Tensor, epsilon: float = 0.0) -> float:
     return float(sum(a * (math.log(a) - math.log(b + epsilon)) for a, b in zip(q.tolist(), p.tolist(), strict=True)))
 
 
+def softmax(row: Tensor) -> Tensor:
+    return row.exp() / row.exp().sum()
+
+
+def symmetric(ours: Tensor, theirs: Tensor, epsilon: float = 0.0) -> float:
+    """The mean over rows of KL in both directions."""
+    return sum(kl(a, b, epsilon) + kl(b, a, epsilon) for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+
+def singular(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
+    nearest = [int(row.argmax()) for row in across]
+    chosen = [torch.tensor([float(other[i, j]) for j in nearest], dtype=torch.float64) for i in nearest]
+    return symmetric(torch.stack([softmax(row) for row in chosen]), own)
+
+
+def distributed(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
+    return symmetric(across @ back, own, epsilon=1e-6)
+
+
+def cacr(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
+    congruent = torch.einsum("ia,ab,jb->ij", across, other, across)
+    return symmetric(torch.stack([softmax(row) for row in own]), torch.stack([softmax(row) for row in congruent]))
+
+
+ALIGNMENTS = {"singular": singular, "distributed": distributed, "cacr": cacr}
+
+
 def alignment(kind: str, maps: list[Tensor], text_length: int, modality: str) -> float:
-    """The IAIS loss of one pair in one layer."""
+    """The alignment loss of one pair in one layer."""
     cut = blocks(maps, text_length)
     me, other = ("L", "V") if modality == "L" else ("V", "L")
-    own, cross = cut[me + me], cut[me + other]
-    if kind == "distributed":
-        pseudo = cross @ cut[other + me]
-        epsilon = 1e-6
-    else:
-        nearest = [int(row.argmax()) for row in cross]
-        chosen = torch.tensor([[float(cut[other + other][i, j]) for j in nearest] for i in nearest], dtype=torch.float64)
-        pseudo = torch.stack([row.exp() / row.exp().sum() for row in chosen])
-        epsilon = 0.0
-    return sum(kl(pseudo[i], own[i], epsilon) + kl(own[i], pseudo[i], epsilon) for i in range(len(own))) / len(own)
+    return ALIGNMENTS[kind](cut[me + me], cut[me + other], cut[other + me], cut[other + other])

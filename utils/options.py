@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import operator
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -20,15 +22,18 @@ from utils.files import read_json
 Options = TypeVar("Options")
 
 
-def option(default: Any, help: str, *, free: bool = False, bare: str | None = None) -> Any:
+def option(
+    default: Any, help: str, *, free: bool = False, bare: str | None = None, choices: Collection[str] | None = None
+) -> Any:
     """A field of an options dataclass.
 
     Args:
         help: the sentence that ``--help`` shows.
         free: whether it may change when a run is resumed, because the result does not depend on it.
         bare: what the option means on the command line without a value; without this, it must have one.
+        choices: the texts that it may be, where a registry has them and its type cannot say; looked up when options are read.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "free": free, "bare": bare})
+    return dataclasses.field(default=default, metadata={"help": help, "free": free, "bare": bare, "choices": choices})
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
@@ -41,7 +46,12 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 def read_json_as(cls: type[Options], path: str | Path) -> Options:
     """Read a JSON object as dataclass ``cls``. Raises ``InputError`` that names the file and the key."""
-    return _build(cls, _checked(cls, read_options(path), str(path)), str(path))
+    return options_from(cls, read_options(path), str(path))
+
+
+def options_from(cls: type[Options], values: dict[str, Any], source: str) -> Options:
+    """Dataclass ``cls`` from JSON values that came from ``source``. Raises ``InputError`` that names it and the key."""
+    return _build(cls, _checked(cls, values, source), source)
 
 
 def parse_options(
@@ -58,7 +68,7 @@ def parse_options(
     """
     parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="JSON", help="a JSON file of these options; the command line wins over it")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         _add_argument(parser, field, hints[field.name])
     given, unknown = parser.parse_known_args(argv)
@@ -91,7 +101,6 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
     default = "" if field.default in ("", (), None) else f" (default {field.default})"
     words = f"{field.metadata['help']}{default}".replace("%", "%%")
     kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    choices = [choice for kind in kinds for choice in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
     if kinds == [bool]:
         parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction, help=words)
     elif typing.get_origin(kinds[0]) in (tuple, list):
@@ -99,7 +108,24 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
     else:
         bare = field.metadata["bare"]
         optional: dict[str, Any] = {} if bare is None else {"nargs": "?", "const": bare}
-        parser.add_argument(f"--{field.name}", help=words, metavar="|".join(choices) or kinds[0].__name__.upper(), **optional)
+        parser.add_argument(
+            f"--{field.name}", help=words, metavar="|".join(_choices(hint)) or kinds[0].__name__.upper(), **optional
+        )
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The type of each field of a dataclass; that of texts from a registry is the ``Literal`` of what is in it now."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if choices := field.metadata.get("choices"):
+            kinds = tuple(Literal[tuple(choices)] if kind is str else kind for kind in _alternatives(hints[field.name]))
+            hints[field.name] = functools.reduce(operator.or_, kinds)
+    return hints
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts of a ``Literal``, and of what has it as an alternative; else nothing."""
+    return [choice for kind in _alternatives(hint) if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -107,7 +133,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _checked(cls: type, values: dict[str, Any], source: str) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     for key in values:
         if key not in hints:
             raise InputError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
@@ -118,9 +144,11 @@ def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
     try:
         return msgspec.convert(value, hint, strict=strict)
     except (msgspec.ValidationError, UnicodeEncodeError) as error:  # half of a surrogate pair is no text
-        choices = [choice for kind in _alternatives(hint) for choice in typing.get_args(kind) if isinstance(choice, str)]
+        choices = _choices(hint)
         expected = (
-            "one of " + ", ".join(choices) if choices else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))
+            "one of " + ", ".join(choices) + nearest(str(value), choices)
+            if choices
+            else str(hint if "[" in str(hint) else getattr(hint, "__name__", hint))
         )
         raise InputError(f"{where}: {json.dumps(value)} given, expected {expected}") from error
 

@@ -1,22 +1,28 @@
-"""What a run writes down as it goes: a text log, and scalars for TensorBoard."""
+"""What a run writes down as it goes: a text log, and scalars for TensorBoard, which can be read back."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # tensorboardX stands on it
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
 from utils.errors import InputError
 from utils.logger import FORMAT
+
+EVENT_FILES = "events.out.tfevents.*"
 
 
 class _LogFile(logging.FileHandler):
@@ -81,3 +87,59 @@ class RunLog:
             yield
         except OSError as error:
             raise InputError(f"{self.folder}: {what} cannot be written ({error.strerror})") from error
+
+
+def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
+    """What ``RunLog.scalars`` recorded in ``folder``: by name, the value after each update, in their order.
+
+    Of a run that was resumed, what its killed parts recorded after the update that it went on from is forgotten.
+
+    Raises:
+        InputError: there are no event files, or one cannot be read or is damaged. That the last record of one is cut short, as
+            a kill may leave it, is no damage.
+    """
+    try:
+        recorded = [_read_events(file) for file in folder.glob(EVENT_FILES)]
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    if not recorded:
+        raise InputError(f"{folder}: no {EVENT_FILES} in it, expected the log folder of a training")
+    # By their first event, which has the time to a fraction of a second; the names have it to a second.
+    sessions = sorted(filter(None, recorded), key=lambda events: events[0].wall_time)
+    scalars: dict[str, dict[int, float]] = {}
+    for event in chain.from_iterable(sessions):
+        if event.session_log.status == SessionLog.START:
+            scalars = {
+                name: {update: value for update, value in values.items() if update < event.step}
+                for name, values in scalars.items()
+            }
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    return {name: dict(sorted(values.items())) for name, values in scalars.items() if values}
+
+
+def _read_events(file: Path) -> list[Event]:
+    """The events of a file of TFRecords: length (8 bytes), its checksum (4), so many bytes, their checksum (4)."""
+    contents = file.read_bytes()
+    events: list[Event] = []
+    start = 0
+    while start + 12 <= len(contents):
+        try:
+            (length,) = struct.unpack("<Q", _checked(contents, start, 8))
+            end = start + 12 + length + 4
+            if end > len(contents):
+                break
+            events.append(Event.FromString(_checked(contents, start + 12, length)))
+        except DecodeError as error:
+            raise InputError(f"{file}: damaged at byte {start} ({error}), expected TensorBoard's events") from error
+        start = end
+    return events
+
+
+def _checked(contents: bytes, start: int, length: int) -> bytes:
+    """The ``length`` bytes from ``start`` on, which have their checksum behind them."""
+    end = start + length
+    if contents[end : end + 4] != struct.pack("<I", masked_crc32c(contents[start:end])):
+        raise DecodeError("its checksum does not fit")
+    return contents[start:end]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from model.iais import REGULARISERS
 from utils.errors import InputError
 from utils.options import option
 
 LATEST = "latest"  # what --resume means without a path
+NO_PICTURES = "without pictures"  # what --report means without a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,10 @@ class ImageOptions:
         }
 
 
+# The options of a training that evaluations take over from its log/hps.json.
+FROM_TRAINING = {"train_config": tuple(field.name for field in fields(ImageOptions))}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(MachineOptions, ImageOptions):
     """Options of train_itm_hard_negatives.py."""
@@ -73,6 +80,9 @@ class TrainOptions(MachineOptions, ImageOptions):
         1, "micro-steps run through the encoder together: the same update, more memory, fewer passes"
     )
     negative_size: int = option(399, "negatives drawn for each anchor")
+    neighbours: str | None = option(
+        None, "JSON file, image to images: these, or a text of each, are always among its negatives", free=True
+    )
     hard_neg_size: int = option(31, "negatives kept for the loss")
     mining: Literal["hard", "random"] = option("hard", "keep the best-scored negatives, as published, or random ones")
     mining_precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
@@ -89,7 +99,9 @@ class TrainOptions(MachineOptions, ImageOptions):
     )
     margin: float = option(0.2, "margin of the hinge")
 
-    IAIS: Literal["singular", "distributed"] | None = option(None, "alignment loss; none for the plain ranking loss")
+    IAIS: str | None = option(
+        None, f"alignment loss: {', '.join(REGULARISERS)}; none for the plain ranking loss", choices=REGULARISERS
+    )
     iais_weight: float = option(1.0, "factor of the alignment loss, beside its schedule")
     iais_schedule: Literal["exp", "linear", "log", "const"] = option("exp", "λ_t = exp(5(t/T - 1)), t/T, 1 - exp(-5 t/T), or 1")
     iais_layers: tuple[int, ...] = option((-1,), "layers whose attention is aligned, 0 the first, -1 the last; their mean")
@@ -173,22 +185,54 @@ class TrainOptions(MachineOptions, ImageOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceOptions(MachineOptions, ImageOptions):
+class ModelOptions(ImageOptions):
+    """A trained model, and which boxes it is shown."""
+
+    checkpoint: str = option("", "weights, fine-tuned or only pretrained")
+    model_config: str = option("", "architecture; the model.json beside train_config if none")
+    train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
+
+    def __post_init__(self) -> None:
+        check_sizes(self)
+        require(self, "checkpoint")
+        if not (self.model_config or self.train_config):
+            raise InputError("model_config is missing, it has no default without train_config")
+
+    @property
+    def architecture(self) -> Path:
+        """The JSON file of the model's architecture."""
+        return Path(self.model_config) if self.model_config else Path(self.train_config or "").with_name("model.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverOptions(ModelOptions):
+    """What ``evaluation.retriever.Retriever`` is made from."""
+
+    vocab: str | None = option(None, "vocab.txt of the model; that of bert-base-cased if none")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+        None, "arithmetic of the encoder; fp32 if none; auto is bf16 where the device computes it fast"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(MachineOptions, ModelOptions):
     """Options of inf_itm.py."""
 
     txt_db: str = option("", "text database")
     img_db: str = option("", "its image database")
-    checkpoint: str = option("", "weights, fine-tuned or only pretrained")
-    model_config: str = option("", "architecture; the model.json beside train_config if none")
     output_dir: str = option("", "folder for scores.json and scores.npz")
-    train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
     batch_size: int = option(400, "most pairs in one chunk of the encoder; changes scores by rounding alone")
+    candidates: str | None = option(
+        None, 'score these pairs alone, the others rank below: JSONL, {"text": id, "images": [names]} a line'
+    )
+    report: str | None = option(
+        None, "write output_dir/report, a page to look at; with a folder of pictures, with thumbnails", bare=NO_PICTURES
+    )
 
     def __post_init__(self) -> None:
-        check_sizes(self)
-        require(self, "txt_db", "img_db", "checkpoint", "output_dir")
-        if not (self.model_config or self.train_config):
-            raise InputError("model_config is missing, it has no default without train_config")
+        super().__post_init__()
+        require(self, "txt_db", "img_db", "output_dir")
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "n_workers")
 

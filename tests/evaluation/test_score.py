@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from data.image_db import Image, ImageDatabase
 from data.loader import Loader
 from data.names import Names
+from data.tasks import PairSource
+from evaluation import score
 from evaluation.alignment import alignment_of_positives
+from evaluation.candidates import Candidates
 from evaluation.score import sampled_candidates, score_matrix
-from model.retrieval import Compute
+from evaluation.unfinished import UnfinishedScores
+from model.retrieval import Compute, RetrievalModel
 from tests import naive
-from tests.conftest import Golden
+from tests.conftest import BUNDLED, Golden
+from tests.worker import first_texts
 from utils.distributed import Alone
 from utils.errors import InputError
 
@@ -21,22 +30,109 @@ from utils.errors import InputError
 def test_quick_validation_draws_its_candidates(bundled: Golden, count: int) -> None:
     source = bundled.source()
     candidates = sampled_candidates(source, count)
-    assert candidates.shape == (len(source.text_db), min(count, 40))
-    assert np.array_equal(candidates[:, 0], source.image_of)
-    for row in candidates:
-        assert len(set(row.tolist()) & set(range(40))) == len(row)
-    assert np.array_equal(candidates, sampled_candidates(source, count))
+    rows = candidates.places.reshape(len(source.text_db), min(count, 40))
+    for row, own in zip(rows.tolist(), source.image_of.tolist(), strict=True):
+        assert own in row
+        assert row == sorted(set(row) & set(range(40)))
+    assert candidates.fingerprint() == sampled_candidates(source, count).fingerprint()
     if count == 7:
-        assert len({row.tobytes() for row in candidates}) > 150
+        assert len({row.tobytes() for row in rows}) > 150
 
 
-def test_only_candidates_are_scored(bundled: Golden, compute: Compute, loader: Loader) -> None:
+def ragged(source: PairSource) -> Candidates:
+    """From none to six images of each text, of 31 images; two blocks of texts have none at all."""
+    rng = np.random.default_rng(3)
+    kept = np.delete(np.arange(40), [0, 7, 8, 20, 21, 22, 33, 38, 39])
+    return Candidates.of(
+        [
+            rng.choice(kept, rng.integers(0, 7) if not 16 <= text < 48 else 0, replace=False)
+            for text in range(len(source.text_db))
+        ]
+    )
+
+
+@pytest.mark.parametrize("block", [5, 256])
+def test_only_candidates_are_scored_and_only_their_images_read(
+    bundled: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     source, model = bundled.source(), bundled.model()
-    candidates = sampled_candidates(source, 5)
-    every = score_matrix(model, source, compute, loader, Alone()).scores
-    for cache_bytes in (1 << 30, 400_000):  # all images at once, and part by part
-        some = score_matrix(model, source, compute, loader, Alone(), candidates=candidates, cache_bytes=cache_bytes).scores
-        np.testing.assert_allclose(some, np.take_along_axis(every, candidates, axis=1), rtol=1e-5, atol=1e-5)
+    candidates = ragged(source)
+    rows = [BUNDLED.arrays["eval/txt_ids"].tolist().index(name) for name in source.text_db.ids]
+    columns = [BUNDLED.arrays["eval/img_ids"].tolist().index(name) for name in source.image_names]
+    every = BUNDLED.arrays["eval/scores"][np.ix_(rows, columns)]
+    regions = [len(source.image_db[name].boxes) for name in source.image_names]
+    monkeypatch.setattr(score, "IMAGES_PER_BLOCK", block)
+    read: list[str] = []
+    scored: list[int] = []
+    look_up, score_pairs = ImageDatabase.__getitem__, RetrievalModel.score
+
+    def reading(self: ImageDatabase, name: str) -> Image:
+        read.append(name)
+        return look_up(self, name)
+
+    def scoring(self: RetrievalModel, embedded: Any, pairs: torch.Tensor, how: Compute) -> Any:
+        scored.append(len(pairs))
+        return score_pairs(self, embedded, pairs, how)
+
+    monkeypatch.setattr(ImageDatabase, "__getitem__", reading)
+    monkeypatch.setattr(RetrievalModel, "score", scoring)
+    listed = np.zeros((200, 40), bool)
+    for text in range(200):
+        listed[text, candidates.of_text(text)] = True
+    for cache_bytes in (1 << 30, 50_000):  # all images at once, and part by part
+        read.clear()
+        scored.clear()
+        some = score_matrix(model, source, compute, loader, Alone(), candidates=candidates, cache_bytes=cache_bytes)
+        np.testing.assert_allclose(some.scores[listed], every[listed], rtol=1e-5, atol=1e-5)
+        assert (some.scores[~listed] == -np.inf).all()
+        assert read == [source.image_names[place] for place in np.flatnonzero(listed.any(axis=0))]
+        assert sum(scored) == listed.sum()
+        assert some.regions.tolist() == np.where(listed.any(axis=0), regions, 0).tolist()
+    few = score_matrix(model, first_texts(source, 2), compute, loader, Alone())
+    assert few.regions.tolist() == regions
+
+
+def test_an_interrupted_evaluation_of_candidates_goes_on(
+    tmp_path: Path, bundled: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = bundled.source(), bundled.model()
+    candidates = ragged(source)
+    whole = score_matrix(model, source, compute, loader, Alone(), candidates=candidates).scores
+    score_block, done = score._score_block, []
+
+    def counted(*arguments: Any) -> np.ndarray:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(arguments)
+        return score_block(*arguments)
+
+    def unfinished(of: Candidates) -> UnfinishedScores:
+        return UnfinishedScores(tmp_path, whole.shape, {"candidates": of.fingerprint()}, of)
+
+    def evaluate() -> np.ndarray:
+        with unfinished(candidates) as begun:
+            return score_matrix(model, source, compute, loader, Alone(), candidates=candidates, into=begun.scores).scores
+
+    monkeypatch.setattr(score, "_score_block", counted)
+    for time in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate()
+        missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
+        blocks = set(np.flatnonzero(missing) // score.TEXTS_PER_BLOCK)
+        assert blocks == {0, *range(3, 13)} - {0, *range(3, 2 + 4 * time)}  # 1 and 2 have nothing to score
+        done.clear()
+    with pytest.raises(InputError, match="of an unfinished evaluation with other candidates, expected the same"):
+        unfinished(sampled_candidates(source, 3))
+    assert np.array_equal(evaluate(), whole)
+    assert len(done) == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluation_of_candidates_that_scored_nothing_leaves_nothing(tmp_path: Path, bundled: Golden) -> None:
+    candidates = ragged(bundled.source())
+    with pytest.raises(KeyboardInterrupt), UnfinishedScores(tmp_path, (200, 40), {}, candidates):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
 
 
 def test_scores_that_are_not_finite_are_refused(bundled: Golden, compute: Compute, loader: Loader) -> None:

@@ -1,0 +1,124 @@
+"""Files of candidates, what they keep from being found, and that only listed pairs are found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.names import Names
+from evaluation.candidates import Candidates, read_candidates
+from evaluation.recall import UNRANKED, ranks, recalls
+from utils.errors import InputError
+
+TEXTS, IMAGES = Names(["t0", "t1", "t2", "t\u2028\t3"]), Names(["a.npz", "b.npz", "c.npz"])
+IMAGE_OF = np.array([0, 0, 1, 2])
+
+
+def written(tmp_path: Path, *lines: object) -> Path:
+    path = tmp_path / "candidates.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def line(text: str, *images: str) -> dict[str, object]:
+    return {"text": text, "images": images}
+
+
+def test_reading(tmp_path: Path) -> None:
+    path = written(tmp_path, line("t2", "c.npz", "a.npz"), "", line("t\u2028\t3", "b.npz"), line("t0"))
+    candidates = read_candidates(path, TEXTS, IMAGES)
+    assert [candidates.of_text(text).tolist() for text in range(4)] == [[], [], [0, 2], [1]]
+    same = written(tmp_path, line("t\u2028\t3", "b.npz"), line("t2", "a.npz", "c.npz"))
+    assert candidates.fingerprint() == read_candidates(same, TEXTS, IMAGES).fingerprint()
+    other = written(tmp_path, line("t\u2028\t3", "b.npz", "c.npz"), line("t2", "a.npz"))
+    assert candidates.fingerprint() != read_candidates(other, TEXTS, IMAGES).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        ("{", "truncated; expected {"),
+        ("[" * 100_000, "; expected {"),
+        ({"text": 2, "images": []}, "`$.text`; expected {"),
+        ({"text": "t1", "images": "a.npz"}, "`$.images`; expected {"),
+        ({"text": "t1", "images": ["a.npz", None]}, "`$.images[1]`; expected {"),
+        ({"text": "t1"}, "missing required field `images`"),
+        ({"text": "t1", "images": [], "scores": []}, "unknown field `scores`"),
+        ({"text": "\ud800", "images": []}, "; expected {"),
+        (line("t9", "a.npz"), "text 't9' is not among the 4 texts of the split, like 't0'"),
+        (line("t1", "a.npz", "a"), "image 'a' is not among the 3 images of the split, like 'a.npz'"),
+        (line("t1", "b.npz", "a.npz", "b.npz"), "text 't1' has image 'b.npz' twice"),
+        (line("t0", "c.npz"), "text 't0' has line 1 already"),
+        (line("t9" * 1000), "text 't9t9"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_damaged_lines(tmp_path: Path, damaged: object, said: str) -> None:
+    path = written(tmp_path, line("t0", "b.npz"), "", damaged)
+    with pytest.raises(InputError) as caught:
+        read_candidates(path, TEXTS, IMAGES)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: line 3: ")
+    assert said in message
+    assert "\n" not in message
+    assert len(message) < 400
+
+
+def test_files_without_candidates(tmp_path: Path) -> None:
+    for path, said in (
+        (tmp_path / "none", "cannot be read (No such file"),
+        (tmp_path, "cannot be read (Is a directory"),
+        (written(tmp_path, "", line("t0")), "lists no pair, expected candidates"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_candidates(path, TEXTS, IMAGES)
+        assert str(caught.value).startswith(f"{path}: {said}")
+
+
+def test_counts_by_hand() -> None:
+    """Image 0 is found by its second text; image 1 has no text that lists it; text 3 has nothing."""
+    candidates = Candidates.of([[1, 2], [0, 1], [2], []])
+    assert candidates.counts(IMAGE_OF) == {
+        "pairs": 5,
+        "texts_without_candidates": 1,
+        "texts_without_their_image": 3,
+        "images_without_a_text": 2,
+        "at_most": {"txt": 1 / 3, "img": 1 / 4},
+    }
+    assert candidates.summary(IMAGE_OF) == (
+        "only 5 of 12 pairs are candidates and scored, the others rank below them: "
+        "3 of 4 texts lack their image, image retrieval finds at most 25.00 %; "
+        "2 of 3 images lack all their texts, text retrieval finds at most 33.33 %"
+    )
+
+
+def test_within_lists_the_pairs_of_some_texts_and_images() -> None:
+    listed = Candidates.of([[2, 0], [], [1, 4, 3], [4]])
+    rows, places = listed.within(slice(0, 3), 1, 3)
+    assert list(zip(rows.tolist(), places.tolist(), strict=True)) == [(0, 2), (2, 1), (2, 3)]
+    assert not listed.within(slice(1, 2), 0, 4)[0].size
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_perfect_scores_reach_the_ceiling_and_no_more(seed: int) -> None:
+    """Unlisted positives are misses in both directions, even where all that is left of a row or column is unlisted too."""
+    rng = np.random.default_rng(seed)
+    image_of = rng.integers(0, 10, 60)
+    candidates = Candidates.of([rng.choice(10, rng.integers(0, 4), replace=False) for _ in range(60)])
+    scores = np.full((60, 10), -np.inf, np.float32)
+    for text, image in enumerate(image_of):
+        listed = candidates.of_text(text)
+        scores[text, listed] = listed == image
+    counts = candidates.counts(image_of)
+    found = ranks(scores, image_of)
+    assert (found.img == UNRANKED).sum() == counts["texts_without_their_image"]
+    assert (found.txt == UNRANKED).sum() == counts["images_without_a_text"]
+    measured = recalls(found)
+    for way in ("txt", "img"):
+        assert 0 < counts["at_most"][way] < 1
+        for cutoff in (1, 5, 10):
+            assert measured[f"{way}_r{cutoff}"] == counts["at_most"][way]
+    assert found.ties == {"txt": 0, "img": 0}
