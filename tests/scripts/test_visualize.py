@@ -1,0 +1,191 @@
+"""scripts/visualize.py: pictures of a pair and of runs, from the files that the other programs write."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from data.image_db import ImageDatabase
+from data.text_db import TextDatabase
+from data.tokenizer import load_tokenizer
+from evaluation.curves import curves_figure, running_mean
+from scripts.visualize import find_picture, main, short_names
+from tests.conftest import BUNDLED
+from tests.launch import ROOT
+from tests.test_programs import fails
+from utils.errors import InputError
+from utils.run_log import RunLog, read_scalars
+
+TEXTS = TextDatabase(BUNDLED.text_db)
+TEXT_ID, IMAGE = TEXTS.ids[3], TEXTS.images[TEXTS.image_of[3]]
+
+
+def pair(output: Path, /, **changes: object) -> list[str]:
+    options: dict[str, object] = {
+        "checkpoint": BUNDLED.folder / "model.pt", "model_config": BUNDLED.folder / "model.json", "img_db": BUNDLED.image_db,
+        "txt_db": BUNDLED.text_db, "text_id": TEXT_ID, "device": "cpu", "output": output,
+    }  # fmt: skip
+    given = {name: value for name, value in (options | changes).items() if value is not None}
+    return ["pair", *(word for name, value in given.items() for word in (f"--{name}", *str(value).split("|")))]
+
+
+def svg_texts(path: Path) -> list[str]:
+    return ["".join(element.itertext()) for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a training in the midst of its second part."""
+    folder = tmp_path / "run$1"
+    (folder / "log").mkdir(parents=True)
+    with RunLog(folder / "log") as log:
+        for update in range(1, 61):
+            weight = update / 60
+            log.scalars({"train/rank": 0.2 / update, "train/iais": weight * 0.3, "train/lambda": weight}, update)
+        for update in (30, 60):
+            log.scalars({f"val/{way}_r{k}": k / 10 - 1 / update for way in ("txt", "img") for k in (1, 5, 10)}, update)
+    return folder
+
+
+def test_a_pair_from_the_command_line(tmp_path: Path) -> None:
+    Picture.new("RGB", (60, 40), "red").save(tmp_path / IMAGE.replace(".npz", ".png"))
+    command = pair(tmp_path / "pair.png", images=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "scripts/visualize.py", *command], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == f"wrote {tmp_path / 'pair.png'}\n"
+    with Picture.open(tmp_path / "pair.png") as picture:
+        drawn = np.asarray(picture.convert("RGB"))
+    assert 600 < drawn.shape[0] < 4000
+    assert (drawn == [255, 0, 0]).all(axis=2).mean() > 0.02  # the picture is in it
+
+
+def test_two_models_side_by_side(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name / "ckpt").mkdir(parents=True)
+        shutil.copy(BUNDLED.folder / "model.pt", tmp_path / name / "ckpt/model_best.pt")
+        (tmp_path / name / "log").mkdir()
+        shutil.copy(BUNDLED.folder / "model.json", tmp_path / name / "log/model.json")
+    both = "|".join(str(tmp_path / name / "ckpt/model_best.pt") for name in ("before", "after"))
+    main(pair(tmp_path / "pair.svg", checkpoint=both, model_config=None, layer=1, head=2, show="linguistic|boxes"))
+    texts = svg_texts(tmp_path / "pair.svg")
+    assert {"before", "after"} <= set(texts)
+    assert sum("attention of layer 1, head 2" in text for text in texts) == 2
+    pieces = load_tokenizer().tokens(TEXTS[TEXT_ID].input_ids)
+    assert all(texts.count(piece) >= 2 for piece in pieces)
+
+
+def test_a_caption_from_the_command_line(tmp_path: Path) -> None:
+    caption = "A $5 note on a $20 note."
+    main(pair(tmp_path / "pair.svg", txt_db=None, text_id=None, text=caption, image=IMAGE, show="blocks"))
+    texts = svg_texts(tmp_path / "pair.svg")
+    assert caption in texts
+    regions = len(ImageDatabase(BUNDLED.image_db)[IMAGE].boxes)
+    assert texts.count(str(regions - 1)) == 4  # along two sides of VV, one of LV, one of VL
+
+
+def test_the_curves_of_runs(tmp_path: Path, run: Path) -> None:
+    scalars = read_scalars(run / "log")
+    without = {name: values for name, values in scalars.items() if name == "train/rank"}
+    figure = curves_figure({"with": scalars, "without": without})
+    by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert len(by_title) == 6
+    ranking = by_title["ranking loss"].lines
+    np.testing.assert_allclose(ranking[0].get_xydata(), [[update, 0.2 / update] for update in range(1, 61)], rtol=1e-6)
+    np.testing.assert_allclose(by_title["λ_t"].lines[0].get_ydata(), np.arange(1, 61) / 60, rtol=1e-6)
+    np.testing.assert_allclose(by_title["IAIS loss before its weight λ_t"].lines[0].get_ydata(), 0.3, rtol=1e-6)
+    recall = by_title["validation: image retrieval"].lines[1]  # R@5
+    np.testing.assert_allclose(recall.get_xydata(), [[30, 0.5 - 1 / 30], [60, 0.5 - 1 / 60]], rtol=1e-6)
+    assert len(curves_figure({"without": without}).axes) == 1
+
+    main(["run", str(run), "--output", str(tmp_path / "curves.svg")])
+    texts = svg_texts(tmp_path / "curves.svg")
+    assert {str(run), "ranking loss", "R@10", "λ_t"} <= set(texts)
+    main(["run", str(run), "--output", str(tmp_path / "curves.png")])
+    with Picture.open(tmp_path / "curves.png") as picture:
+        assert picture.width > picture.height > 500
+
+
+def test_running_mean() -> None:
+    values = np.random.default_rng(0).random(200)
+    expected = [np.mean(values[i - r : i + r + 1]) for i in range(200) for r in [min(i, 199 - i, 4)]]
+    np.testing.assert_allclose(running_mean(values), expected)
+    np.testing.assert_allclose(running_mean(values[:1]), values[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"output": "pair.jpg"}, "pair.jpg: expected a file name that ends in .png or .svg"),
+        ({"text": "a dog"}, "text, or txt_db and text_id: expected one of the two"),
+        ({"txt_db": None}, "text, or txt_db and text_id: expected one of the two"),
+        ({"txt_db": None, "text_id": None, "text": "a dog"}, "image is missing"),
+        ({"txt_db": None, "text_id": None, "text": " ", "image": IMAGE}, "has no word pieces, expected a caption"),
+        ({"image": "nothing.npz"}, "nothing.npz"),
+        ({"text_id": "nothing"}, "nothing"),
+        ({"layer": 3}, "layer 3: expected 0 to 2"),
+        ({"layer": -2}, "layer is -2, expected at least -1"),
+        ({"head": 4}, "head 4: expected 0 to 3"),
+        ({"show": "boxes|block"}, "show names 'block', expected of boxes, linguistic, visual, blocks (did you mean 'blocks'?)"),
+        ({"picture": "a.png", "images": "."}, "picture and images: both are given"),
+        ({"picture": "nowhere.png"}, "nowhere.png: cannot be read as a picture (No such file or directory)"),
+        ({"images": "nowhere"}, "nowhere: cannot be read (No such file or directory), expected a folder of pictures"),
+        ({"images": BUNDLED.folder}, f"no picture that image '{IMAGE}' is called after"),
+        ({"model_config": None}, "model_config is missing, and"),
+        ({"checkpoint": "|".join([str(BUNDLED.folder / "model.pt")] * 2)}, "is given twice"),
+        ({"chekpoint": "x"}, "unknown option --chekpoint (did you mean '--checkpoint'?)"),
+    ],
+    ids=str,
+)
+def test_mistakes_with_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], expected: str
+) -> None:
+    assert expected in fails(capsys, main, pair(tmp_path / "pair.png", **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_with_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    output = tmp_path / "curves.png"
+    assert "expected the log folder" in fails(capsys, main, ["run", str(tmp_path), "--output", str(output)])
+    assert "is given twice" in fails(capsys, main, ["run", str(run), f"{run}/", "--output", str(output)])
+    with RunLog(tmp_path):
+        pass
+    with pytest.raises(InputError, match="new: nothing recorded yet"):
+        curves_figure({"new": read_scalars(tmp_path)})
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["a/start/ckpt/best.pt", "a/tuned/ckpt/best.pt"], ["start", "tuned"]),
+        (["a/start", "b/start"], ["a", "b"]),
+        (["a/x/1", "a/y/2"], ["x/1", "y/2"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (["a/b"], ["a/b"]),
+    ],
+    ids=str,
+)
+def test_short_names(paths: list[str], expected: list[str]) -> None:
+    assert short_names(paths) == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "picture"),
+    [
+        ("flickr30k_001000092795.npz", "1000092795.jpg"),
+        ("coco_val2014_000000391895.npz", "COCO_val2014_000000391895.jpg"),
+        ("scenes_000000000003.npz", "scenes_000000000003.png"),
+    ],
+)
+def test_pictures_are_found_by_what_images_are_called_after(tmp_path: Path, image: str, picture: str) -> None:
+    for name in ("1000092795.jpg", "COCO_val2014_000000391895.jpg", "scenes_000000000003.png", image, "x_3.jpg"):
+        (tmp_path / name).touch()
+    assert find_picture(tmp_path, image).name == picture
