@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Score every text of a split against every image and report recall@1/5/10 in both directions.
+"""Score every text of a split against every image, or listed pairs alone, and report recall@1/5/10 in both directions.
 
-python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR
+python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR [--report] [--candidates FILE]
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,13 +21,16 @@ import numpy as np
 from data.loader import Loader
 from data.tasks import PairSource
 from evaluation.alignment import alignment_of_positives
+from evaluation.analysis import analyse, summary_table
+from evaluation.candidates import read_candidates
 from evaluation.recall import as_published, ranks, recalls, table
+from evaluation.report.build import write_report
+from evaluation.retriever import load_ranking_model
 from evaluation.score import score_matrix
 from evaluation.unfinished import UnfinishedScores
-from model.checkpoint import load_checkpoint
 from model.config import UniterConfig
 from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import Compute
 from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json, save_npz, sha256
@@ -34,9 +38,8 @@ from utils.logger import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
-from utils.run_options import InferenceOptions
+from utils.run_options import FROM_TRAINING, NO_PICTURES, InferenceOptions
 
-FROM_TRAINING = ("compressed_db", "conf_th", "max_bb", "min_bb", "num_bb")
 LOGGER = logging.getLogger("inference")
 
 
@@ -48,39 +51,39 @@ def main(argv: Sequence[str]) -> None:
         workers = stack.enter_context(connect())
         log_to_screen(workers.rank)
         with workers.agreed():
-            options = parse_options(InferenceOptions, argv, __doc__ or "", inherit={"train_config": FROM_TRAINING})
+            options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
             device = choose_device(options.device, workers.local_rank, workers.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
             loader = Loader(device, options.n_workers, options.pin_mem)
-            config = UniterConfig.from_json(options.model_config or Path(options.train_config or "").with_name("model.json"))
+            config = UniterConfig.from_json(options.architecture)
             compute = Compute(precision, ChunkSize.for_device(device, config.intermediate_size, options.batch_size))
-            model = RetrievalModel(config)
-            report = load_checkpoint(model, options.checkpoint)
-            if report.head == "random":
-                raise InputError(
-                    f"{options.checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with"
-                )
+            model, loaded = load_ranking_model(options.checkpoint, config)
             model.to(device)
             source = stack.enter_context(PairSource(options.txt_db, options.img_db, config, options.image_settings()))
+            candidates = None
+            if options.candidates:
+                candidates = read_candidates(options.candidates, source.text_db.ids, source.image_names)
             origin = {
                 "model_config": config.to_dict(),
+                "candidates": candidates and candidates.fingerprint(),
                 "precision": f"{precision.name} on {device.type}",
                 **source.fingerprint(),
             }
         workers.check_same(origin)
         workers.broadcast(model.state_dict().values())
-        LOGGER.info("weights from %s", report)
+        LOGGER.info("weights from %s", loaded)
         LOGGER.info("%s; %s on %s", workers.launcher, precision.name, device)
         unfinished, output = None, Path(options.output_dir)
         with workers.agreed():
             if workers.first:
+                check_report(options)
                 stack.enter_context(output_folder(output))
                 origin["checkpoint"] = sha256(options.checkpoint)
                 shape = len(source.text_db.ids), len(source.image_names)
-                unfinished = stack.enter_context(UnfinishedScores(output, shape, origin))
+                unfinished = stack.enter_context(UnfinishedScores(output, shape, origin, candidates))
 
         into = unfinished.scores if unfinished else None
-        scored = score_matrix(model, source, compute, loader, workers, into=into)
+        scored = score_matrix(model, source, compute, loader, workers, candidates=candidates, into=into)
         alignment = alignment_of_positives(model, source, compute, loader, workers)
         if scored is None or unfinished is None:
             return
@@ -91,7 +94,10 @@ def main(argv: Sequence[str]) -> None:
         results: dict[str, Any] = dict(measured)
         results["as_published"] = published
         results["alignment"] = alignment
+        results["analysis"] = analyse(found, source.image_of, source.text_db.lengths, scored.regions)
         results["counts"] = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
+        if candidates is not None:
+            results["counts"] |= candidates.counts(source.image_of)
         results["ties"] = found.ties
         results["seconds"] = time.perf_counter() - started
         results["provenance"] = {
@@ -99,14 +105,29 @@ def main(argv: Sequence[str]) -> None:
             "device": str(device),
             "precision": precision.name,
             "workers": workers.size,
-            "ranking_head": report.head,
+            "ranking_head": loaded.head,
             "checkpoint_sha256": origin["checkpoint"],
             "image_db": source.image_db.describe(),
             **provenance(),
         }
         save_json(output / "scores.json", results)
         print(table({Path(options.txt_db).name: measured, "counted as published": published}))
+        if candidates is not None:
+            print(candidates.summary(source.image_of))
+        print(f"\n{summary_table(results['analysis'])}")
         LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
+    if options.report:
+        write_report([output], output / "report", Path(options.report) if options.report != NO_PICTURES else None)
+        LOGGER.info("wrote %s", output / "report/index.html")
+
+
+def check_report(options: InferenceOptions) -> None:
+    """Raise ``InputError`` now, and not after all has been scored, where no report could be written."""
+    report = Path(options.output_dir) / "report"
+    if options.report and os.path.lexists(report):
+        raise InputError(f"{report}: already exists; remove it or choose another output_dir")
+    if options.report not in (None, NO_PICTURES) and not Path(options.report or "").is_dir():
+        raise InputError(f"report {options.report}: no such folder, expected one with pictures")
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ class HardNegativeTask(Dataset[Half]):
     own shuffle of this worker's texts, epoch after epoch. Negatives are drawn uniformly, without repetition, from the
     positive's own databases: other images, or texts of this worker that belong to other images. Where an image has
     ``neighbours``, these, or a text of each, come first among them, as many as there is room for, and in the shuffle a text of
-    each follows: what can be said of such images and texts by themselves then cancels out of an update's gradient, and what is
-    left is how they go together (Yuksekgonul et al. 2023, NegCLIP, put such images into one batch).
+    each follows: what can be said of such images and texts by themselves then cancels out of an update's gradient, as far as
+    the texts pair off, and what is left is how they go together (Yuksekgonul et al. 2023, NegCLIP, batch such images likewise).
 
     Args:
         micro_steps: of the whole training, on this worker.

@@ -32,6 +32,12 @@ class Text:
     image: str
     extra: dict[str, Any]
 
+    @property
+    def caption(self) -> str | None:
+        """What was tokenised, where the record has kept it, as ``raw`` or as ``sentence``."""
+        kept = (self.extra.get(key) for key in ("raw", "sentence"))
+        return next((text for text in kept if isinstance(text, str) and text.strip()), None)
+
 
 class TextDatabase:
     """The captions of one split.

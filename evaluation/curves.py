@@ -46,8 +46,8 @@ def curves_figure(runs: Mapping[str, Scalars]) -> Figure:
 
 _PANELS: list[tuple[str, dict[str, str]]] = [
     ("ranking loss", {"train/rank": "-"}),
-    ("IAIS loss before its weight λ_t", {"unweighted": "-"}),
-    ("λ_t", {"train/lambda": "-"}),
+    ("IAIS loss without its weight", {"unweighted": "-"}),
+    ("λ_t × iais_weight", {"train/lambda": "-"}),
     ("IAIS loss as it enters the loss", {"train/iais": "-"}),
     ("validation: text retrieval", {f"val/txt_{cutoff}": line for cutoff, line in _LINES.items()}),
     ("validation: image retrieval", {f"val/img_{cutoff}": line for cutoff, line in _LINES.items()}),

@@ -103,7 +103,7 @@ def text_panel(lines: Sequence[str], points: float, *, math: bool = False, **loo
         for number, line in enumerate(lines):
             write(axes, 0, (number + 0.5) * pitch, line, points, parse_math=math, va="center", **look)
 
-    read = [re.sub(r"[${}_^]|\\\\[a-z]+", "", line) if math else line for line in lines]
+    read = [re.sub(r"[${}_^]", "", line) if math else line for line in lines]
     panel = Panel(max(0.1, *(width_of(line, points) for line in read)), pitch * len(lines), draw)
     return panel
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +29,9 @@ from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
 from model.uniter import MapRequest
 from utils.errors import InputError
+from utils.files import sha256
 from utils.precision import Precision, choose_device, choose_precision
+from utils.provenance import provenance
 from utils.run_options import RetrieverOptions
 
 PAIRS_PER_BATCH = 1024  # whose images may be as many, and are on the device together
@@ -138,6 +141,18 @@ class Retriever:
             precision=options.precision,
             batch_size=batch_size,
         )
+
+    def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
+        """What numbers depend on that this model gives for images of ``image_db``, to be kept with them."""
+        return {
+            "options": asdict(options),
+            "device": str(self.compute.precision.device),
+            "precision": self.compute.precision.name,
+            "vocabulary": self.tokenizer.name,
+            "checkpoint_sha256": sha256(options.checkpoint),
+            "image_db": image_db.describe(),
+            **provenance(),
+        }
 
     @property
     def config(self) -> UniterConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,25 @@ class UniterConfig:
     def with_dropout(self, probability: float) -> UniterConfig:
         """The same architecture with one dropout probability everywhere, as the training option ``dropout`` asks."""
         return replace(self, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
+
+    def layer_numbers(self, layers: Iterable[int | str], option: str) -> tuple[int, ...]:
+        """Layers counted from the first (0 …) or from the last (-1 …), or all (``"all"``), as numbers from the first, rising.
+
+        Raises:
+            InputError: one that the encoder does not have; ``option`` is where it was asked for.
+        """
+        count = self.num_hidden_layers
+        numbers: set[int] = set()
+        for layer in layers:
+            if layer == "all":
+                numbers |= set(range(count))
+            elif isinstance(layer, int) and -count <= layer < count:
+                numbers.add(layer % count)
+            else:
+                raise InputError(
+                    f"{option} names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
+                )
+        return tuple(sorted(numbers))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that ``from_json`` reads."""

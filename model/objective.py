@@ -64,7 +64,7 @@ class Objective:
         pairs = half.batch.pairs.view(half.groups, -1, 2)  # (G, C, 2)
         if candidates is not None:
             kept = hardest(candidates, self.hard_neg_size).cpu()
-        else:  # negatives are drawn at random, so the first are as random as any
+        else:  # neighbours come first; the others are drawn at random, so the first are as random as any
             kept = torch.arange(1 + self.hard_neg_size).expand(half.groups, -1)
         kept_pairs = pairs.gather(1, kept[:, :, None].expand(-1, -1, 2))  # (G, 1 + H, 2)
         hard = half.batch.select(kept_pairs.flatten(0, 1))

@@ -66,7 +66,7 @@ class Trainer:
             margin=options.margin,
             mining=options.mining,
             regulariser=options.IAIS,
-            layers=layer_numbers(options.iais_layers, model.config.num_hidden_layers),
+            layers=model.config.layer_numbers(options.iais_layers, "iais_layers"),
             modality=options.iais_modality,
         )
         self.optimiser = build_optimiser(model, options.optim, options.betas, options.weight_decay)
@@ -180,17 +180,3 @@ class _Trace(NamedTuple):
     def _named(self, pair: Tensor) -> str:
         text, image = pair.tolist()
         return f"text {self.text_ids[text]!r} and image {self.image_names[image]!r}"
-
-
-def layer_numbers(layers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Layers counted from the first (0 …) or from the last (-1 …) as numbers from the first.
-
-    Raises:
-        InputError: one that an encoder of ``count`` layers does not have.
-    """
-    for layer in layers:
-        if not -count <= layer < count:
-            raise InputError(
-                f"iais_layers names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
-            )
-    return tuple(sorted({layer % count for layer in layers}))

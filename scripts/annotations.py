@@ -5,16 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.picture_names import feature_name
 from utils.errors import InputError, nearest
 from utils.files import shown
-
-# What may follow a picture's name in annotations, in the ids of a detector's output, and among files of features.
-_SUFFIX = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|npz|npy)$", re.IGNORECASE)
 
 
 class Caption(NamedTuple):
@@ -26,38 +23,6 @@ class Caption(NamedTuple):
     raw: str
     split: str
     dataset: str
-
-
-def picture_stem(filename: str) -> str:
-    """A picture's name without folders and suffix."""
-    return _SUFFIX.sub("", Path(filename).name)
-
-
-def trailing_number(filename: str) -> int | None:
-    """The number of up to 18 digits at the end of a picture's name, None where there is none."""
-    stem = picture_stem(filename)
-    digits = stem[len(stem.rstrip("0123456789")) :]
-    return int(digits) if 0 < len(digits) <= 18 else None
-
-
-def feature_name(dataset: str, filename: str, folder: str = "") -> str:
-    """The key of a picture in an image database: the published name for Flickr30k and COCO, else its own + ``.npz``.
-
-    ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
-    """
-    stem, number = picture_stem(filename), trailing_number(filename)
-    if not stem:
-        raise ValueError(f"file name {shown(filename)} names no picture")
-    if dataset == "flickr30k":
-        if number is None:
-            raise ValueError(f"file name {shown(filename)} has no number, expected one such as 1000092795.jpg")
-        return f"flickr30k_{number:012d}.npz"
-    if dataset == "coco":
-        part = re.search(r"(train|val)2014", stem) or re.search(r"(train|val)2014", folder)
-        if part is None or number is None:
-            raise ValueError(f"file name {shown(filename)} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
-        return f"coco_{part[0]}_{number:012d}.npz"
-    return f"{stem}.npz"
 
 
 def read_karpathy(text: str) -> Iterator[Caption]:

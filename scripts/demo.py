@@ -1,4 +1,4 @@
-"""The whole story on drawn scenes: data, a starting checkpoint, fine-tuning without and with IAIS, evaluation, a table.
+"""The whole story on drawn scenes: data, a start, fine-tuning without and with IAIS, evaluation, a table, things to look at.
 
     python scripts/demo.py --seed 1
 
@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular"
 
 def run(title: str, program: str, *arguments: str | Path) -> float:
     """Run one of our programs; returns its seconds. Raises ``InputError`` when it fails; it has said why itself."""
-    print(f"\n=== {title}\n$ python {program} {' '.join(map(str, arguments))}", flush=True)
+    print(f"\n=== {title}\n$ python {program} {shlex.join(map(str, arguments))}", flush=True)
     started = time.perf_counter()
     # One thread is fastest for so small a model, and leaves a core to the process that reads the data.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -92,6 +94,21 @@ def evaluate(title: str, data: Path, checkpoint: Path, output: Path) -> dict[str
     return scores
 
 
+def show(data: Path, runs: Path, checkpoints: Sequence[Path]) -> tuple[Path, Path]:
+    """A report on the evaluations, and the attention of one test pair in the last two of these: before and after IAIS."""
+    report, picture = runs / "report", runs / "attention.png"
+    shutil.rmtree(report, ignore_errors=True)
+    tests = [checkpoint.parent.parent / "test" for checkpoint in checkpoints]
+    run("report", "scripts/report.py", *tests, "--images", data / "scenes/images", "--output", report)
+    with open(data / "scenes/winoground/examples.jsonl", "rb") as file:
+        example = json.loads(next(file))
+    pair = ["--text", example["caption_0"], "--image", f"{example['image_0']}.npz", "--images", data / "scenes/images"]
+    boxes = ["--img_db", data / "img_db/scenes", "--train_config", checkpoints[-1].parent.parent / "log/hps.json"]
+    models = ["--checkpoint", *checkpoints[-2:], *boxes]
+    run("attention of one pair", "scripts/visualize.py", "pair", *models, *pair, "--output", picture)
+    return report / "index.html", picture
+
+
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Run what is not done yet and print the table."""
@@ -116,6 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
         name: evaluate(f"evaluation, {name}", data, checkpoint, checkpoint.parent.parent / "test")
         for name, checkpoint in checkpoints.items()
     }
+    report, picture = show(data, runs, list(checkpoints.values()))
     alignment = {way: [f"{row['alignment']['singular'][way]:.4f}" for row in rows.values()] for way in "LV"}
     seconds = [read_json(checkpoint.parent.parent / "log/seconds.json") for checkpoint in checkpoints.values()]
     more = {
@@ -130,6 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\nThis call took {time.perf_counter() - started:.0f} s. Among what it wrote:")
     for checkpoint in checkpoints.values():
         print(f"  {checkpoint}  {checkpoint.parent.parent / 'log'}  {checkpoint.parent.parent / 'test/scores.json'}")
+    print(f"\nThe report, to open in a browser: {report}")
+    print(f"The attention of one test pair without and with IAIS: {picture}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,18 +24,17 @@ import numpy as np
 
 from data.entities import picture_names, read_annotated
 from data.image_db import ImageDatabase
+from data.picture_names import feature_name, picture_stem, trailing_number
 from data.tasks import PairSource
 from data.text_db import TextDatabase
 from evaluation.drawing import save_figure
 from evaluation.isda import Case, Tally, annotated_cases, measure, measure_isd, summary, table
 from evaluation.isda_plot import isda_figure
 from evaluation.retriever import Retriever
-from scripts.annotations import feature_name, picture_stem, trailing_number
 from utils.errors import InputError, one_line_errors
-from utils.files import output_folder, save_json, sha256, shown
+from utils.files import output_folder, save_json, shown
 from utils.logger import log_to_screen, progress_bar
 from utils.options import option, parse_options
-from utils.provenance import provenance
 from utils.run_options import FROM_TRAINING, RetrieverOptions, require
 
 LOGGER = logging.getLogger("isda")
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options(IsdaOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
     with ExitStack() as stack:
         retriever = Retriever.from_options(options)
-        layers = layer_numbers(options.layers, retriever.config.num_hidden_layers)
+        layers = retriever.config.layer_numbers(options.layers, "layers")
         pairs: AnnotatedPairs | DatabasePairs
         if options.entities:
             image_db = stack.enter_context(closing(ImageDatabase(options.img_db, **options.image_settings())))
@@ -83,17 +82,9 @@ def main(argv: Sequence[str]) -> None:
         results = summary(measured, layers)
         results["counts"] = {"pairs": len(measured.values), "images": int(measured.image_of.max()) + 1, **pairs.counts()}
         results["seconds"] = time.perf_counter() - started
-        results["provenance"] = {
-            "options": asdict(options),
-            "device": str(retriever.compute.precision.device),
-            "precision": retriever.compute.precision.name,
-            "vocabulary": retriever.tokenizer.name,
-            "checkpoint_sha256": sha256(options.checkpoint),
-            "image_db": image_db.describe(),
-            **provenance(),
-        }
-        save_figure(isda_figure(results), output / f"isda.{options.plot}")
+        results["provenance"] = retriever.provenance(options, image_db)
         save_json(output / "isda.json", results)
+        save_figure(isda_figure(results), output / f"isda.{options.plot}")
     print(table(results))
     LOGGER.info("%s", results["counts"])
     LOGGER.info("wrote %s and isda.%s beside it", output / "isda.json", options.plot)
@@ -159,10 +150,10 @@ class DatabasePairs:
         return {}
 
 
-def names_of_texts(txt_db: str) -> list[str]:
+def names_of_texts(txt_db: str) -> set[str]:
     """The images of a text database."""
     with closing(TextDatabase(txt_db)) as text_db:
-        return list(text_db.images)
+        return set(text_db.images)
 
 
 def record_names(picture: str) -> list[str]:
@@ -170,21 +161,6 @@ def record_names(picture: str) -> list[str]:
     stem = picture_stem(picture)
     is_number = stem.isascii() and stem.isdecimal() and trailing_number(stem) is not None
     return [feature_name(dataset, picture) for dataset in (("", "flickr30k") if is_number else ("",))]
-
-
-def layer_numbers(layers: Sequence[int | Literal["all"]], count: int) -> list[int]:
-    """The layers counted from 0, sorted. Raises ``InputError`` for one that an encoder of ``count`` layers does not have."""
-    numbers: set[int] = set()
-    for layer in layers:
-        if layer == "all":
-            numbers |= set(range(count))
-        elif -count <= layer < count:
-            numbers.add(layer % count)
-        else:
-            raise InputError(
-                f"layers names layer {layer}, expected -{count} to {count - 1}, or all: the encoder has {count} layers"
-            )
-    return sorted(numbers)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,14 +21,13 @@ import numpy as np
 
 from data.batch import check_length
 from data.image_db import ImageDatabase
+from data.picture_names import feature_name
 from evaluation.retriever import Retriever
 from evaluation.winoground import Example, outcomes, read_examples, score_examples, summary, table
-from scripts.annotations import feature_name
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, replacing, save_json, sha256
 from utils.logger import log_to_screen
 from utils.options import option, parse_options
-from utils.provenance import provenance
 from utils.run_options import FROM_TRAINING, RetrieverOptions, check_at_least, require
 
 LOGGER = logging.getLogger("winoground")
@@ -68,16 +67,7 @@ def main(argv: Sequence[str]) -> None:
         save_scores(output / "scores.jsonl", examples, scores)
         results = summary(examples, scores)
         results["seconds"] = time.perf_counter() - started
-        results["provenance"] = {
-            "options": asdict(options),
-            "device": str(retriever.compute.precision.device),
-            "precision": retriever.compute.precision.name,
-            "vocabulary": retriever.tokenizer.name,
-            "checkpoint_sha256": sha256(options.checkpoint),
-            "examples_sha256": sha256(path),
-            "image_db": image_db.describe(),
-            **provenance(),
-        }
+        results["provenance"] = retriever.provenance(options, image_db) | {"examples_sha256": sha256(path)}
         save_json(output / "winoground.json", results)
     print(table(results))
     LOGGER.info("wrote %s and %s", output / "winoground.json", output / "scores.jsonl")

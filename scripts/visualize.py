@@ -11,7 +11,6 @@ Each has its own --help; docs/pictures.md says what is in the pictures.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,17 +21,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.image_db import Image, ImageDatabase
+from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase
 from evaluation.curves import curves_figure
 from evaluation.drawing import check_format, save_figure
 from evaluation.pictures import VIEWS, pair_figure
 from evaluation.regions import read_picture
 from evaluation.retriever import Attention, Retriever
-from scripts.annotations import feature_name
 from utils.errors import InputError, nearest, one_line_errors
 from utils.options import option, parse_options
 from utils.run_log import read_scalars
-from utils.run_options import ImageOptions, check_at_least, check_sizes, require
+from utils.run_options import FROM_TRAINING, ImageOptions, check_at_least, check_sizes, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class PairOptions(ImageOptions):
 
     checkpoint: tuple[str, ...] = option((), "weights; several are drawn side by side, such as those before and after IAIS")
     model_config: str | None = option(None, "architecture; if not given, that of the run in whose ckpt/ the first weights are")
+    train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
     vocab: str | None = option(None, "vocab.txt of the model, if not that of bert-base-cased")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
     img_db: str = option("", "image database")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def draw_pair(arguments: Sequence[str]) -> None:
     """One pair as one or more models see it."""
-    options = parse_options(PairOptions, arguments, "Draw the attention of a (text, image) pair.")
+    options = parse_options(PairOptions, arguments, "Draw the attention of a (text, image) pair.", inherit=FROM_TRAINING)
     text: str | Text = options.text or ""
     if options.txt_db is not None and options.text_id is not None:
         with closing(TextDatabase(options.txt_db)) as text_db:
@@ -94,7 +94,7 @@ def draw_pair(arguments: Sequence[str]) -> None:
     name = options.image or (text.image if isinstance(text, Text) else "")
     with closing(ImageDatabase(options.img_db, **options.image_settings())) as image_db:
         image = image_db[name]
-    file = find_picture(Path(options.images), name) if options.images else options.picture
+    file = find_pictures(Path(options.images), [name])[name] if options.images else options.picture
     picture = read_picture(file) if file else None
     names = short_names(options.checkpoint)
     seen = [attention_of(checkpoint, options, text, image) for checkpoint in options.checkpoint]
@@ -130,31 +130,7 @@ def caption_of(text: str | Text, attention: Attention) -> str:
     """A text as its author wrote it; where a database has not kept that, its word pieces."""
     if isinstance(text, str):
         return text
-    raw = text.extra.get("raw")
-    return raw if isinstance(raw, str) else " ".join(attention.pieces).replace(" ##", "")
-
-
-def find_picture(folder: Path, image: str) -> Path:
-    """The picture in ``folder`` that an image of a database is called after. Raises ``InputError`` when there is none."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror}), expected a folder of pictures") from error
-    found = next((name for name in names if image in names_of(name, folder)), None)
-    if found is None:
-        raise InputError(f"{folder}: no picture that image {image!r} is called after; picture names one")
-    return folder / found
-
-
-def names_of(filename: str, folder: Path) -> set[str]:
-    """What a picture's features may be called in an image database."""
-    names = set()
-    for dataset in ("flickr30k", "coco", "") if not filename.endswith((".npz", ".npy")) else ():
-        try:
-            names.add(feature_name(dataset, filename, folder.name))
-        except ValueError:  # not a name that this dataset has
-            continue
-    return names
+    return text.caption or " ".join(attention.pieces).replace(" ##", "")
 
 
 def draw_run(arguments: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from utils.run_options import InferenceOptions, TrainOptions
 
 README = Path(__file__).parent.parent / "README.md"
-ONLY_INFERENCE = ("txt_db", "img_db", "train_config", "batch_size")
+ONLY_INFERENCE = ("txt_db", "img_db", "train_config", "batch_size", "candidates", "report")
 
 
 def shown(default: Any) -> str:

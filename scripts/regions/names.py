@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from scripts.annotations import all_captions, feature_name, picture_stem, read_annotations, trailing_number
+from data.picture_names import feature_name, picture_stem, trailing_number
+from scripts.annotations import all_captions, read_annotations
 from utils.files import shown
 
 Naming = Callable[[str], str]  # from what the detector's output calls an image; raises ``ValueError``

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from data.batch import Half
 from data.tasks import HardNegativeTask
+from model.config import UniterConfig
 from model.iais import REGULARISERS, alignment_loss
 from model.objective import HalfLoss, Objective
 from model.packing import ChunkSize
 from model.retrieval import Compute, RetrievalModel
 from model.uniter import MapRequest
 from optim.schedule import iais_weight, learning_rate
-from optim.trainer import Trainer, UpdateTerms, layer_numbers
+from optim.trainer import Trainer, UpdateTerms
 from tests.conftest import CPU, Golden
 from utils.distributed import Alone
 from utils.errors import InputError
@@ -290,6 +291,9 @@ def test_micro_steps() -> None:
 
 
 def test_layer_numbers() -> None:
-    assert layer_numbers((-1, 0, 11), 12) == (0, 11)
-    with pytest.raises(InputError, match="layer 12, expected -12 to 11"):
-        layer_numbers((12,), 12)
+    config = UniterConfig()
+    assert config.layer_numbers((-1, 0, 11), "iais_layers") == (0, 11)
+    assert config.layer_numbers([3, 0, -12, 3], "layers") == (0, 3)
+    assert config.layer_numbers(["all", 1], "layers") == tuple(range(12))
+    with pytest.raises(InputError, match="iais_layers names layer 12, expected -12 to 11"):
+        config.layer_numbers((12,), "iais_layers")

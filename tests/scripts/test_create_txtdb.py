@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from data.picture_names import feature_name
 from data.store import LmdbReader
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
-from scripts.annotations import feature_name
 from scripts.create_txtdb import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,13 +23,12 @@ from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts import convert_imgdir, create_txtdb
-from scripts.eval_isda import layer_numbers, main, record_names
+from scripts.eval_isda import main, record_names
 from scripts.make_scenes import make_scenes
 from scripts.scenes.write import Recipe
 from tests.conftest import BUNDLED
 from tests.evaluation.test_isda import naive_isda
 from utils.distributed import connect
-from utils.errors import InputError
 from utils.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -228,14 +227,9 @@ def test_what_is_left_out(tmp_path: Path, scenes: Scenes, capsys: pytest.Capture
     assert "no caption with 2 objects to measure" in message
 
 
-def test_names_and_layers() -> None:
+def test_names_of_records() -> None:
     assert record_names("scenes_000000000012") == ["scenes_000000000012.npz"]
     assert record_names("1000092795") == ["1000092795.npz", "flickr30k_001000092795.npz"]
-    assert layer_numbers([-1], 12) == [11]
-    assert layer_numbers([3, 0, -12, 3], 12) == [0, 3]
-    assert layer_numbers(["all", 1], 3) == [0, 1, 2]
-    with pytest.raises(InputError, match="layers names layer 12, expected -12 to 11, or all"):
-        layer_numbers([12], 12)
 
 
 def fails(options: list[str], capsys: pytest.CaptureFixture[str], output: Path) -> str:

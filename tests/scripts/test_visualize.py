@@ -13,10 +13,11 @@ import pytest
 from PIL import Image as Picture
 
 from data.image_db import ImageDatabase
+from data.picture_names import find_pictures
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
 from evaluation.curves import curves_figure, running_mean
-from scripts.visualize import find_picture, main, short_names
+from scripts.visualize import main, short_names
 from tests.conftest import BUNDLED
 from tests.launch import ROOT
 from tests.test_programs import fails
@@ -99,15 +100,15 @@ def test_the_curves_of_runs(tmp_path: Path, run: Path) -> None:
     assert len(by_title) == 6
     ranking = by_title["ranking loss"].lines
     np.testing.assert_allclose(ranking[0].get_xydata(), [[update, 0.2 / update] for update in range(1, 61)], rtol=1e-6)
-    np.testing.assert_allclose(by_title["λ_t"].lines[0].get_ydata(), np.arange(1, 61) / 60, rtol=1e-6)
-    np.testing.assert_allclose(by_title["IAIS loss before its weight λ_t"].lines[0].get_ydata(), 0.3, rtol=1e-6)
+    np.testing.assert_allclose(by_title["λ_t × iais_weight"].lines[0].get_ydata(), np.arange(1, 61) / 60, rtol=1e-6)
+    np.testing.assert_allclose(by_title["IAIS loss without its weight"].lines[0].get_ydata(), 0.3, rtol=1e-6)
     recall = by_title["validation: image retrieval"].lines[1]  # R@5
     np.testing.assert_allclose(recall.get_xydata(), [[30, 0.5 - 1 / 30], [60, 0.5 - 1 / 60]], rtol=1e-6)
     assert len(curves_figure({"without": without}).axes) == 1
 
     main(["run", str(run), "--output", str(tmp_path / "curves.svg")])
     texts = svg_texts(tmp_path / "curves.svg")
-    assert {str(run), "ranking loss", "R@10", "λ_t"} <= set(texts)
+    assert {str(run), "ranking loss", "R@10", "λ_t × iais_weight"} <= set(texts)
     main(["run", str(run), "--output", str(tmp_path / "curves.png")])
     with Picture.open(tmp_path / "curves.png") as picture:
         assert picture.width > picture.height > 500
@@ -136,8 +137,8 @@ def test_running_mean() -> None:
         ({"show": "boxes|block"}, "show names 'block', expected of boxes, linguistic, visual, blocks (did you mean 'blocks'?)"),
         ({"picture": "a.png", "images": "."}, "picture and images: both are given"),
         ({"picture": "nowhere.png"}, "nowhere.png: cannot be read as a picture (No such file or directory)"),
-        ({"images": "nowhere"}, "nowhere: cannot be read (No such file or directory), expected a folder of pictures"),
-        ({"images": BUNDLED.folder}, f"no picture that image '{IMAGE}' is called after"),
+        ({"images": "nowhere"}, "nowhere: no such folder, expected one with pictures"),
+        ({"images": BUNDLED.folder}, f"has a picture of none of 1 images, expected one for '{IMAGE}'"),
         ({"model_config": None}, "model_config is missing, and"),
         ({"checkpoint": "|".join([str(BUNDLED.folder / "model.pt")] * 2)}, "is given twice"),
         ({"chekpoint": "x"}, "unknown option --chekpoint (did you mean '--checkpoint'?)"),
@@ -188,4 +189,4 @@ def test_short_names(paths: list[str], expected: list[str]) -> None:
 def test_pictures_are_found_by_what_images_are_called_after(tmp_path: Path, image: str, picture: str) -> None:
     for name in ("1000092795.jpg", "COCO_val2014_000000391895.jpg", "scenes_000000000003.png", image, "x_3.jpg"):
         (tmp_path / name).touch()
-    assert find_picture(tmp_path, image).name == picture
+    assert find_pictures(tmp_path, [image])[image].name == picture

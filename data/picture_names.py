@@ -1,0 +1,73 @@
+"""What pictures are called, and the records of their features in an image database; and finding the former from the latter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.files import shown
+
+# What may follow a picture's name in annotations, in the ids of a detector's output, and among files of features.
+_SUFFIX = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|npz|npy)$", re.IGNORECASE)
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+_DATASETS = ("", "flickr30k", "coco")  # each names the features of a picture in its own way
+
+
+def picture_stem(filename: str) -> str:
+    """A picture's name without folders and suffix."""
+    return _SUFFIX.sub("", Path(filename).name)
+
+
+def trailing_number(filename: str) -> int | None:
+    """The number of up to 18 digits at the end of a picture's name, None where there is none."""
+    stem = picture_stem(filename)
+    digits = stem[len(stem.rstrip("0123456789")) :]
+    return int(digits) if 0 < len(digits) <= 18 else None
+
+
+def feature_name(dataset: str, filename: str, folder: str = "") -> str:
+    """The key of a picture in an image database: the published name for Flickr30k and COCO, else its own + ``.npz``.
+
+    ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
+    """
+    stem, number = picture_stem(filename), trailing_number(filename)
+    if not stem:
+        raise ValueError(f"file name {shown(filename)} names no picture")
+    if dataset == "flickr30k":
+        if number is None:
+            raise ValueError(f"file name {shown(filename)} has no number, expected one such as 1000092795.jpg")
+        return f"flickr30k_{number:012d}.npz"
+    if dataset == "coco":
+        part = re.search(r"(train|val)2014", stem) or re.search(r"(train|val)2014", folder)
+        if part is None or number is None:
+            raise ValueError(f"file name {shown(filename)} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
+        return f"coco_{part[0]}_{number:012d}.npz"
+    return f"{stem}.npz"
+
+
+def find_pictures(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """The picture in ``folder``, or in a folder below, of each of the images ``names`` that has one there.
+
+    Raises ``InputError`` when there is none at all, and when two pictures would be the same image.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one with pictures")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        for name in _possible_names(path) if path.suffix.lower() in _SUFFIXES else ():
+            if name in names and found.setdefault(name, path) != path:
+                raise InputError(f"{found[name]} and {path}: both would be image {name!r}, expected one picture of each")
+    if not found:
+        example = min(names)
+        raise InputError(f"{folder}: has a picture of none of {len(names)} images, expected one for {example!r}")
+    return found
+
+
+def _possible_names(path: Path) -> Iterator[str]:
+    """What an image database may call the features of a picture."""
+    for dataset in _DATASETS:
+        with suppress(ValueError):  # no name of this data set
+            yield feature_name(dataset, path.name, path.parent.name)
