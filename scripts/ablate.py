@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Run a grid of trainings over several seeds, evaluate all, and compare them: tables with intervals, and a picture.
+
+python scripts/ablate.py GRID.json --output DIR
+
+A second call goes on where an interrupted one stopped, and runs what was added to the grid (docs/ablations.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from evaluation.drawing import save_figure
+from scripts.ablation.grid import Grid, Run, planned
+from scripts.ablation.plot import figure_of
+from scripts.ablation.table import Values, as_csv, as_json, as_markdown, rows_of
+from scripts.ablation.work import finished, is_done, measured
+from utils.errors import one_line_errors
+from utils.files import make_folder, replacing, save_json
+from utils.options import read_json_as
+from utils.stop import Stop
+
+
+@one_line_errors
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Plan, run what is not done, write the tables; exit code 1 when a run failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/ablations.md)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the runs and the tables")
+    parser.add_argument("--jobs", type=_positive, default=_cores(), help="runs at a time, with a thread each (%(default)s)")
+    options = parser.parse_args(arguments)
+    grid = read_json_as(Grid, options.grid)
+    output: Path = options.output
+    runs = planned(grid, options.grid, output)
+    make_folder(output)
+    to_do = [run for run in runs if not is_done(run, grid)]
+    print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
+    failures: dict[Run, str] = {}
+    started = time.perf_counter()
+    with Stop(), closing(finished(to_do, grid, output, options.jobs)) as results:
+        for number, (run, error) in enumerate(results, start=1):
+            if error:
+                failures[run] = error
+            what = f"failed: {error}" if error else f"done, mean recall {100 * measured(run, grid)['r_mean']:.2f} %"
+            print(f"{time.perf_counter() - started:6.0f} s  {number}/{len(to_do)}  {run}: {what}", flush=True)
+    values = {run: measured(run, grid) for run in runs if run not in failures}
+    write(runs, values, failures, output)
+    if failures:
+        sys.exit(1)
+
+
+def write(runs: Sequence[Run], values: Values, failures: Mapping[Run, str], output: Path) -> None:
+    """Write ``ablation.md``, ``.json``, ``.csv`` and ``.png``, and print the first."""
+    rows = rows_of(runs, values)
+    text = as_markdown(runs, rows, values, failures)
+    save_json(output / "ablation.json", as_json(runs, rows, values, failures))
+    for name, contents in (("ablation.md", text), ("ablation.csv", as_csv(runs, values))):
+        with replacing(output / name) as file:
+            file.write(contents.encode())
+    if values:
+        save_figure(figure_of(runs, rows, values), output / "ablation.png")
+    print(f"\n{text}\nwrote {output / 'ablation.md'}, .json, .csv and .png")
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    main()

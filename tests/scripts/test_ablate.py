@@ -1,0 +1,222 @@
+"""Ablations: the grid multiplied out, interrupted and gone on with, and statistics against tables and by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from scripts import ablate
+from scripts.ablation.grid import Grid, Run, planned
+from scripts.ablation.statistics import estimate, student_quantile
+from scripts.ablation.table import as_markdown, rows_of
+from scripts.ablation.work import ProgramFailed, Programs, finished
+from tests.conftest import BUNDLED
+from tests.test_programs import fails
+from utils.options import read_json_as
+
+ROOT = Path(__file__).parent.parent.parent
+DATABASES = {"text": str(BUNDLED.text_db), "image": str(BUNDLED.image_db)}
+TRAINING = {
+    "train_txt_dbs": [DATABASES["text"]], "train_img_dbs": [DATABASES["image"]], "val_txt_db": DATABASES["text"],
+    "val_img_db": DATABASES["image"], "model_config": str(BUNDLED.folder / "model.json"), "n_workers": 0, "device": "cpu",
+    "checkpoint": str(BUNDLED.folder / "model.pt"), "negative_size": 7, "hard_neg_size": 3, "train_batch_size": 2,
+    "num_train_steps": 8, "warmup_steps": 1, "valid_steps": 8, "save_steps": 1, "full_val": False, "inf_minibatch_size": 8,
+}  # fmt: skip
+
+
+def written(folder: Path, **changes: object) -> Path:
+    """A grid in ``folder`` beside the training that it is about."""
+    config = folder / "training.json"
+    config.write_text(json.dumps(TRAINING))
+    values = {
+        "config": str(config), "grid": [{"IAIS": [None, "cacr"]}], "seeds": [1],
+        "test_txt_db": DATABASES["text"], "test_img_db": DATABASES["image"],
+    }  # fmt: skip
+    path = folder / "grid.json"
+    path.write_text(json.dumps(values | changes))
+    return path
+
+
+def plan(folder: Path, **changes: object) -> list[Run]:
+    path = written(folder, **changes)
+    return planned(read_json_as(Grid, path), path, folder / "out")
+
+
+def test_products_are_multiplied_out_for_each_seed(tmp_path: Path) -> None:
+    grid = [{"IAIS": [None]}, {"IAIS": ["singular", "cacr"], "iais_layers": [[-1], [0, 1]], "iais_weight": [2.0]}]
+    runs = plan(tmp_path, grid=grid, seeds=[3, 5], options={"margin": 0.3})
+    names = [
+        "IAIS=none",
+        *(f"IAIS={kind}, iais_layers={layers}, iais_weight=2.0" for kind in ("singular", "cacr") for layers in ("-1", "0+1")),
+    ]
+    assert [(run.seed, run.name) for run in runs] == [(seed, name) for seed in (3, 5) for name in names]
+    last = runs[-1].options
+    assert (last.IAIS, last.iais_layers, last.iais_weight, last.margin, last.seed) == ("cacr", (0, 1), 2.0, 0.3, 5)
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_another_result_has_another_folder(tmp_path: Path) -> None:
+    """What a run starts from counts, too; how fast it is does not."""
+    start = tmp_path / "start.json"
+
+    def folders(margin: float = 0.2, **changes: object) -> list[Path]:
+        start.write_text(json.dumps({**TRAINING, "checkpoint": None, "margin": margin}))
+        return [run.folder for run in plan(tmp_path, start=str(start), **changes)]
+
+    before = folders()
+    assert [folder.name.split("-")[0] for folder in before] == ["start", "IAIS=none", "IAIS=cacr"]
+    assert plan(tmp_path, start=str(start))[1].options.checkpoint == str(before[0] / "ckpt/model_best.pt")
+    assert folders(options={"n_workers": 2, "save_steps": 3}) == before
+    for others in (folders(margin=0.4), folders(options={"learning_rate": 1e-3})):
+        assert not set(others) & set(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "grid.json: unknown key 'sedes' (did you mean 'seeds'?)"),
+        ({"seeds": ["1"]}, 'grid.json: seeds: ["1"] given, expected tuple[int, ...]'),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], expected different ones"),
+        ({"seeds": []}, "seeds is missing"),
+        ({"grid": [{"IAIS": []}]}, 'grid has {"IAIS": []}, expected options with a list of values each'),
+        ({"grid": [{"IAIS": [None]}, {"IAIS": ["cacr", None]}]}, "grid has IAIS=none twice"),
+        ({"grid": [{"IAIS": ["carc"]}]}, "\"carc\" given, expected one of singular, distributed, cacr (did you mean 'cacr'?)"),
+        ({"grid": [{"iais_wait": [1.0]}]}, "unknown key 'iais_wait' (did you mean 'iais_weight'?)"),
+        ({"grid": [{"margin": [-1.0]}]}, "margin=-1.0 with"),
+        ({"grid": [{"seed": [1]}]}, "seed is given among options or in grid"),
+        ({"options": {"output_dir": "x"}}, "output_dir is given among options or in grid"),
+        ({"checkpoint": "first"}, '"first" given, expected one of best, last'),
+        ({"test_txt_db": "nowhere"}, "test_txt_db nowhere: no such file or folder"),
+        ({"winoground_img_db": "x"}, "winoground_examples and winoground_img_db: one is given without the other"),
+    ],
+    ids=str,
+)
+def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], message: str) -> None:
+    line = fails(capsys, ablate.main, [str(written(tmp_path, **changes)), "--output", str(tmp_path / "out")])
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, start=str(tmp_path / "training.json"), seeds=[1, 2])
+    grid = read_json_as(Grid, path)
+    done: list[str] = []
+
+    def run(self: Programs, program: str, arguments: Sequence[str | Path], log: Path) -> None:
+        options = json.loads(Path(arguments[1]).read_text()) if program.startswith("train") else {}
+        if options.get("seed") == 1 and not options["IAIS"]:
+            raise ProgramFailed("no disk")
+        done.append(log.name)
+        if options:
+            (Path(options["output_dir"]) / "log").mkdir(parents=True)
+            (Path(options["output_dir"]) / "log/results.json").touch()
+
+    monkeypatch.setattr(Programs, "run", run)
+    found = {str(run): error for run, error in finished(planned(grid, path, tmp_path), grid, tmp_path, jobs=3)}
+    assert found == {
+        "seed 1, start": "no disk", "seed 1, IAIS=none": "its start failed", "seed 1, IAIS=cacr": "its start failed",
+        "seed 2, start": None, "seed 2, IAIS=none": None, "seed 2, IAIS=cacr": None,
+    }  # fmt: skip
+    assert all("start" in name for name in done[:1])
+    assert len(done) == 6  # a training and an evaluation each
+
+
+def test_interrupted_then_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The programs themselves: killed in training, gone on with where they were; one fails, and the others do not mind."""
+    grid = [{"IAIS": [None]}, {"IAIS": ["cacr"], "iais_layers": [[-1], [9]]}]
+    path, output = written(tmp_path, grid=grid), tmp_path / "out"
+    command = [sys.executable, "scripts/ablate.py", str(path), "--output", str(output), "--jobs", "3"]
+    ablation = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while len({state.parent for state in output.glob("seed-1/*/ckpt/state-*.pt")}) < 2:
+        assert ablation.poll() is None
+        time.sleep(0.02)
+    ablation.send_signal(signal.SIGTERM)
+    assert "interrupted by SIGTERM" in ablation.communicate()[1]
+    assert ablation.returncode == 128 + signal.SIGTERM
+    states = list(output.glob("seed-1/*/ckpt/state-*.pt"))
+    time.sleep(0.1)
+    assert states == list(output.glob("seed-1/*/ckpt/state-*.pt"))  # nobody works on
+
+    with pytest.raises(SystemExit) as caught:
+        ablate.main([*command[2:]])
+    assert caught.value.code == 1
+    text = (output / "ablation.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "2 of 3 runs." in text
+    assert "- seed 1, IAIS=cacr, iais_layers=9: train_itm_hard_negatives.py: iais_layers names layer 9" in text
+    for log in output.glob("logs/*iais_layers=-1*.txt"):
+        assert "INFO going on from" in log.read_text()
+    written_down = json.loads((output / "ablation.json").read_text())
+    plain, aligned, failed = written_down["runs"]
+    for run in (plain, aligned):
+        scores = json.loads(next(Path(run["output_dir"]).glob("test-best-*/scores.json")).read_text())
+        assert run["values"]["img_r5"] == scores["img_r5"]
+        assert run["values"]["alignment_cacr_V"] == scores["alignment"]["cacr"]["V"]
+    assert failed["values"] is None
+    difference = aligned["values"]["r_mean"] - plain["values"]["r_mean"]
+    assert written_down["rows"][1]["differences"]["r_mean"]["mean"] == difference
+    assert (output / "ablation.csv").read_text().count("\n") == 3
+    assert (output / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {file: os.stat(file).st_mtime_ns for file in output.glob("seed-1/**/*")}
+    ablate.main([str(written(tmp_path, grid=[grid[0], {"IAIS": ["cacr"], "iais_layers": [[-1]]}])), *command[3:]])
+    assert "2 runs, 2 of them done" in capsys.readouterr().out
+    assert before == {file: os.stat(file).st_mtime_ns for file in output.glob("seed-1/**/*")}
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "expected"),  # from the tables of Student's t
+    [(1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776), (9, 0.95, 2.262), (30, 0.95, 2.042),
+     (120, 0.95, 1.980), (5, 0.99, 4.032)],
+)  # fmt: skip
+def test_quantiles_of_student(freedom: int, level: float, expected: float) -> None:
+    assert student_quantile(freedom, level) == pytest.approx(expected, abs=6e-4)
+
+
+def test_estimates_by_hand() -> None:
+    assert estimate([0.5]) == (1, 0.5, None, None)
+    found = estimate([1.0, 2.0, 6.0])
+    half = 4.30265 * math.sqrt(7) / math.sqrt(3)
+    assert (found.mean, found.deviation) == pytest.approx((3.0, math.sqrt(7)))
+    assert found.interval == pytest.approx((3 - half, 3 + half), abs=1e-4)
+    assert not found.excludes_zero()
+    assert estimate([1.0, 1.1, 0.9]).excludes_zero()
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    """Seeds far apart, and a difference that is nearly the same in each; a seed without its baseline is left out."""
+    runs = plan(tmp_path, seeds=[1, 2, 3, 4])
+    recall = {(1, None): 0.2, (2, None): 0.5, (3, None): 0.8, (1, "cacr"): 0.25, (2, "cacr"): 0.56, (3, "cacr"): 0.86,
+              (4, "cacr"): 0.1}  # fmt: skip
+    values = {
+        run: {"r_mean": recall[key], "alignment_cacr_L": 0.125}
+        for run in runs
+        if (key := (run.seed, run.options.IAIS)) in recall
+    }
+    baseline, aligned = rows_of(runs, values)
+    assert (baseline.seeds, aligned.seeds) == ([1, 2, 3], [1, 2, 3, 4])
+    assert baseline.differences == {}
+    difference = aligned.differences["r_mean"]
+    assert (difference.seeds, difference.mean) == pytest.approx((3, 0.17 / 3))
+    text = as_markdown(runs, [baseline, aligned], values, {})
+    assert "| IAIS=none | 3 | 50.00 ± 30.00 |" in text
+    assert "| IAIS=cacr | 3 | +5.67 [+4.23, +7.10] \\* |" in text
+    assert "| IAIS=cacr | 4 | 0.1250 ± 0.0000 |" in text
+    assert "- seed 4, IAIS=none: not run" in text
+
+
+def test_the_picture_needs_no_second_run(tmp_path: Path) -> None:
+    """One value, without spread and without a baseline to compare with, is a picture, too."""
+    runs = plan(tmp_path)
+    values = {runs[1]: {"txt_r_mean": 0.2, "img_r_mean": 0.3, "r_mean": 0.25}}
+    ablate.write(runs, values, {runs[0]: "no disk"}, tmp_path)
+    assert (tmp_path / "ablation.png").stat().st_size > 1000
