@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 from data.image_db import ImageDatabase
@@ -45,8 +44,9 @@ def word_attention(run: Run, text_db: TextDatabase, pairs: Collection[Pair]) -> 
     except OSError as error:
         return {}, f"{options.checkpoint} cannot be read ({error.strerror})"
     try:
-        config = options.model_config or Path(options.train_config or "").with_name("model.json")
-        retriever = Retriever.from_checkpoint(options.checkpoint, config)
+        retriever = Retriever.from_checkpoint(options.checkpoint, options.architecture)
+        if len(retriever.tokenizer.pieces) != text_db.vocab_size:
+            return {}, f"{text_db.path} has another vocabulary than {retriever.tokenizer.name}"
         with closing(ImageDatabase(options.img_db, **options.image_settings())) as image_db:
             found, last = {}, [retriever.config.num_hidden_layers - 1]
             for text, image in progress_bar(True, iterable=sorted(pairs), desc=f"attention, {run.name}", unit="pair"):

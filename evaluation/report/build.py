@@ -96,13 +96,10 @@ def _pairs(hard: dict[Way, list[HardQuery]], run: int) -> set[tuple[int, int]]:
 
 
 def _summary(extremes: Extremes) -> dict[str, Any]:
-    """Medians, and the share of queries in which a negative scores at least as high as the best positive."""
-    positives, negatives = extremes
-    return {
-        "positive": float(np.median(positives)),
-        "negative": float(np.median(negatives)),
-        "wrong": float((negatives >= positives).mean()),
-    }
+    """Medians, "–" where nothing was scored, and the share of queries in which a negative scores at least as high."""
+    scored = [scores[scores > -np.inf] for scores in extremes]
+    positive, negative = (_number(float(np.median(scores)), 2) if len(scores) else "–" for scores in scored)
+    return {"positive": positive, "negative": negative, "wrong": float((extremes.negatives >= extremes.positives).mean())}
 
 
 def _number(number: float, digits: int) -> str:

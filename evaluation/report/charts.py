@@ -94,13 +94,13 @@ def rank_chart(names: Sequence[str], counted: RankCounts) -> Chart:
 
 
 def score_chart(extremes: Extremes) -> Chart:
-    """Two histograms over one axis: of the positives' scores, then of the hardest negatives'."""
+    """Two histograms over one axis: of the positives' scores, then of the hardest negatives', in percent of all queries."""
     series = [scores[scores > -np.inf].astype(float) for scores in extremes]
     both = np.concatenate(series)
     low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
     if low == high:
         low, high = low - 0.5, high + 0.5
-    shares = [np.histogram(scores, _SCORE_BINS, (low, high))[0] * (100 / max(len(scores), 1)) for scores in series]
+    shares = [np.histogram(scores, _SCORE_BINS, (low, high))[0] * (100 / len(extremes.positives)) for scores in series]
     scale, y_ticks = _upwards(max(float(share.max()) for share in shares))
     across = (RIGHT - LEFT) / (high - low)
     step = (RIGHT - LEFT) / _SCORE_BINS

@@ -32,8 +32,13 @@ class HardQuery(NamedTuple):
 
 
 def hardest_queries(runs: Sequence[Run], image_of: np.ndarray, count: int) -> dict[Way, list[HardQuery]]:
-    """By way, the ``count`` queries whose positives rank lowest on the mean of the runs, lowest first."""
-    places = {way: hardest(np.mean([run.ranks[way] for run in runs], axis=0), count) for way in WAYS}
+    """By way, the ``count`` queries whose positives rank lowest on the mean of the runs, lowest first.
+
+    A positive that was not scored counts as behind everything.
+    """
+    candidates = {"img": int(image_of.max()) + 1, "txt": len(image_of)}
+    ranks = {way: [np.minimum(run.ranks[way], candidates[way]) for run in runs] for way in WAYS}
+    places = {way: hardest(np.mean(ranks[way], axis=0), count) for way in WAYS}
     answers: dict[Way, list[list[list[Answer]]]] = {"img": [], "txt": []}  # way, run, query
     for run in runs:
         scores = read_matrix(run)

@@ -61,6 +61,7 @@ class Run:
     Attributes:
         recalls: the nine.
         intervals: of recalls by their names, [low, high], where ``scores.json`` has them.
+        pairs: how many were scored.
         ranks: by way, of each query, from 0, as in ``evaluation.recall``.
         extremes: by way.
     """
@@ -70,6 +71,7 @@ class Run:
     recalls: dict[str, float]
     intervals: dict[str, list[float | None] | None]
     provenance: Provenance
+    pairs: int
     ranks: dict[Way, np.ndarray]
     extremes: dict[Way, Extremes]
 
@@ -99,7 +101,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
         intervals = results.analysis.interval_95 if results.analysis else {}
         by_way: dict[Way, np.ndarray] = {"img": found.img, "txt": found.txt}
         extremes = _extremes(scores, text_db.image_of)
-        runs.append(Run(name, folder, measured, intervals, results.provenance, by_way, extremes))
+        pairs = int(np.isfinite(scores).sum())
+        runs.append(Run(name, folder, measured, intervals, results.provenance, pairs, by_way, extremes))
     assert text_db is not None
     return text_db, runs
 

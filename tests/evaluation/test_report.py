@@ -433,7 +433,7 @@ def check_answers(answers: list[Any], scores: np.ndarray, rank: int) -> None:
 def run_of(found: Ranks, name: str) -> Run:
     options = InferenceOptions(txt_db="x", img_db="x", checkpoint="x", model_config="x", output_dir="x")
     provenance = Provenance(options, "", "fp32", "cpu")
-    return Run(name, Path(name), recalls(found), {}, provenance, {"img": found.img, "txt": found.txt}, {})
+    return Run(name, Path(name), recalls(found), {}, provenance, 0, {"img": found.img, "txt": found.txt}, {})
 
 
 def test_comparison_and_rank_counts() -> None:
