@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ def golden() -> Golden:
 def bundled() -> Golden:
     """Databases of known size to test on, whatever GOLDEN_DIR says."""
     return BUNDLED
+
+
+@pytest.fixture(scope="session")
+def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled texts, but only the first of each image: every image is read, and a fifth of the pairs scored."""
+    folder = tmp_path_factory.mktemp("few") / "itm_few_test.db"
+    shutil.copytree(BUNDLED.text_db, folder)
+    texts_of, lengths = (json.loads((folder / name).read_text()) for name in ("img2txts.json", "id2len.json"))
+    first = {texts[0] for texts in texts_of.values()}
+    (folder / "id2len.json").write_text(json.dumps({text: length for text, length in lengths.items() if text in first}))
+    return folder
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Kills a training again and again and resumes it:  killer.py FOLDER SEED OPTION…; tests/test_resume.py looks at what is left.
 
-Each run is a process of its own, forked from this one, which has torch imported already. It dies by SIGKILL, some at moments
-that chance would seldom hit, the rest at random ones.
+Each run is a process of its own, forked from this one, which has all of torch imported already. It dies by SIGKILL, some at
+moments that chance would seldom hit, the rest at random ones. Three chains of runs go on beside each other.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch._dynamo  # noqa: F401 - else the first update of each run would import it
 
 import evaluation.score
 import optim.run_folder
@@ -25,7 +28,8 @@ import utils.files
 import utils.save
 from optim.trainer import Trainer
 
-RANDOM_KILLS = 14
+RANDOM_KILLS = 7, 7  # of two chains
+Chain = Generator[int, int, None]  # yields process ids, is sent how the processes ended
 
 
 def die() -> None:
@@ -87,11 +91,6 @@ def start(folder: Path, options: list[str], prepare: Callable[[], None] = lambda
         os._exit(code)
 
 
-def wait(child: int) -> int:
-    """How it ended: its exit code, or the signal's number, negative."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def states(folder: Path) -> list[int]:
     return sorted(int(path.stem.split("-")[1]) for path in folder.glob("ckpt/state-*.pt"))
 
@@ -113,30 +112,60 @@ def after(update: int, seconds: float) -> Callable[[], None]:
     return prepare
 
 
-def main(folder: Path, seed: int, options: list[str]) -> None:
-    chance = random.Random(seed)
-    kills: list[dict[str, Any]] = []
+class Kills:
+    """Chains of runs in ``folder``. Each yields a training that it has started, and goes on when that has ended."""
 
-    def kill(run: Path, moment: str, prepare: Callable[[], None]) -> bool:
-        """Start or resume ``run`` and have it killed; says whether it was, and has not finished before."""
-        before = states(run)
-        ended = wait(start(run, options, prepare))
-        kills.append({"run": run.name, "moment": moment, "ended": ended, "before": before, "after": states(run)})
+    def __init__(self, folder: Path, options: list[str]) -> None:
+        self.folder, self.options = folder, options
+        self.kills: list[dict[str, Any]] = []
+        self.runs: list[str] = []
+
+    def kill(self, run: str, moment: str, prepare: Callable[[], None]) -> Generator[int, int, bool]:
+        """Start or resume ``run`` and have it killed; returns whether it was, and has not finished before."""
+        if run not in self.runs:
+            self.runs.append(run)
+        before = states(self.folder / run)
+        ended = yield start(self.folder / run, self.options, prepare)
+        self.kills.append({"run": run, "moment": moment, "ended": ended, "before": before, "after": states(self.folder / run)})
         return ended == -signal.SIGKILL
 
-    for moment, prepare in MOMENTS.items():
-        assert kill(folder / "chosen", moment, prepare), moment
-    runs = ["chosen", "random-0"]
-    killed = 0
-    while killed < RANDOM_KILLS:
-        update, seconds = chance.randint(1, 5), chance.uniform(0, 1)
-        if kill(folder / runs[-1], f"{seconds:.2f} s after update {update}", after(update, seconds)):
-            killed += 1
-        else:
-            runs.append(f"random-{len(runs) - 1}")
-    for run in runs:
-        assert wait(start(folder / run, options)) == 0
-    (folder / "kills.json").write_text(json.dumps({"kills": kills, "runs": runs}))
+    def finish(self, run: str) -> Chain:
+        """Let it go on to its end."""
+        assert (yield start(self.folder / run, self.options)) == 0
+
+    def chosen(self) -> Chain:
+        """One run, killed at all ``MOMENTS``."""
+        for moment, prepare in MOMENTS.items():
+            assert (yield from self.kill("chosen", moment, prepare)), moment
+        yield from self.finish("chosen")
+
+    def random(self, name: str, kills: int, chance: random.Random) -> Chain:
+        """A run killed at random moments, and another one where it has finished before."""
+        runs = 0
+        while kills:
+            update, seconds = chance.randint(1, 5), chance.uniform(0, 1)
+            if (yield from self.kill(f"{name}-{runs}", f"{seconds:.2f} s after update {update}", after(update, seconds))):
+                kills -= 1
+            else:
+                runs += 1
+        yield from self.finish(f"{name}-{runs}")
+
+
+def drive(chains: list[Chain]) -> None:
+    """Let all go on, each whenever the process has ended that it waits for."""
+    waiting = {next(chain): chain for chain in chains}
+    while waiting:
+        child, status = os.wait()
+        chain = waiting.pop(child)
+        with suppress(StopIteration):
+            waiting[chain.send(os.waitstatus_to_exitcode(status))] = chain
+
+
+def main(folder: Path, seed: int, options: list[str]) -> None:
+    found = Kills(folder, options)
+    random_ones = [found.random(f"random-{n}", kills, random.Random(seed + n)) for n, kills in enumerate(RANDOM_KILLS)]
+    drive([found.chosen(), *random_ones])
+    (folder / "kills.json").write_text(json.dumps({"kills": found.kills, "runs": found.runs}))
 
 
 if __name__ == "__main__":

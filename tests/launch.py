@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.forks import ROOT, Forked
+
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 HOROVOD = pytest.mark.skipif(
     importlib.util.find_spec("horovod") is None, reason="horovod is not installed: scripts/install_horovod.sh"
 )
 LAUNCHERS = [pytest.param("horovodrun", marks=HOROVOD), "torchrun"]
+FREE_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")  # another test run may hold the default one
+Process = subprocess.Popen[str] | Forked
 
 
 def command(launcher: str, workers: int, *words: str | Path) -> list[str]:
@@ -25,17 +29,18 @@ def command(launcher: str, workers: int, *words: str | Path) -> list[str]:
     prefix = {
         "": [],
         "horovodrun": ["horovodrun", "-np", str(workers)],
-        "torchrun": ["torchrun", "--nnodes", "1", "--nproc_per_node", str(workers), "--no-python"],
+        "torchrun": ["torchrun", *FREE_PORT, "--nnodes", "1", "--nproc_per_node", str(workers), "--no-python"],
     }[launcher]
-    if launcher == "torchrun":  # a free port, since another test run may hold the default one
-        prefix[1:1] = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     return [*prefix, *map(str, words)]
 
 
-def start(launcher: str, workers: int, *words: str | Path) -> subprocess.Popen[str]:
+def start(launcher: str, workers: int, *words: str | Path) -> Process:
     """Start ``command``; errors and output come through one pipe. It heeds Ctrl-C even where the shell ignores it."""
+    whole = command(launcher, workers, *words)
+    if launcher == "torchrun":  # the workers are processes of their own, which it starts
+        return Forked("torch.distributed.run", *whole[1:], environment=ENVIRONMENT)
     return subprocess.Popen(
-        command(launcher, workers, *words),
+        whole,
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -46,7 +51,14 @@ def start(launcher: str, workers: int, *words: str | Path) -> subprocess.Popen[s
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float) -> str:
+def free_port() -> int:
+    """One that nobody holds."""
+    with socket.create_server(("localhost", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def finish(process: Process, seconds: float) -> str:
     """Its output, once it has ended; what does not end in time is killed with all it started, and fails the test."""
     try:
         return process.communicate(timeout=seconds)[0]

@@ -84,10 +84,10 @@ def test_evaluation_of_the_golden_model(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{100 * result['r_mean']:.2f}" in capsys.readouterr().out
 
 
-def test_training_then_evaluation(tmp_path: Path) -> None:
+def test_training_then_evaluation(tmp_path: Path, few_texts: Path) -> None:
     """A run as on the command line, in processes of its own; the evaluation takes its settings from the training."""
     run = tmp_path / "run"
-    databases = BUNDLED.text_db, BUNDLED.image_db
+    databases = few_texts, BUNDLED.image_db
     command = training(*databases, run, "--IAIS", "singular", test_txt_db=databases[0], test_img_db=databases[1], n_workers=1)
     subprocess.run([sys.executable, "train_itm_hard_negatives.py", *command], cwd=ROOT, check=True, capture_output=True)
     results = json.loads((run / "log/results.json").read_text())
@@ -106,7 +106,7 @@ def test_training_then_evaluation(tmp_path: Path) -> None:
     assert {key: scores[key] for key in results["test"]} == pytest.approx(results["test"])
 
 
-def test_same_seed_same_weights(tmp_path: Path) -> None:
+def test_same_seed_same_weights(tmp_path: Path, few_texts: Path) -> None:
     """Two runs with one seed end alike to the bit, with IAIS and dropout, wherever images and activations come from."""
     weights = []
     for name, flags, extra in (
@@ -114,7 +114,8 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
         ("b", ["--checkpointing"], {"n_workers": 2, "image_cache": 0}),
         ("c", [], {"seed": 6}),
     ):
-        options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, "--IAIS", "singular", *flags, **extra)
+        changes = {"val_txt_db": few_texts} | extra
+        options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, "--IAIS", "singular", *flags, **changes)
         train_itm_hard_negatives.main(options)
         weights.append(torch.load(tmp_path / name / "ckpt/model_last.pt", weights_only=True))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -137,8 +138,9 @@ def test_the_best_checkpoint_in_validation_is_kept(tmp_path: Path, monkeypatch: 
         assert torch.equal(torch.load(tmp_path / f"run/ckpt/model_{name}.pt", weights_only=True)["rank_output.weight"], state)
 
 
-def test_longer_texts_are_left_out_of_training(tmp_path: Path) -> None:
-    train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", max_txt_len=15))
+def test_longer_texts_are_left_out_of_training(tmp_path: Path, few_texts: Path) -> None:
+    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", max_txt_len=15, val_txt_db=few_texts)
+    train_itm_hard_negatives.main(options)
     kept = int((TextDatabase(BUNDLED.text_db).lengths <= 15).sum())
     assert f"{kept} texts in training" in (tmp_path / "run/log/log.txt").read_text()
 
@@ -160,7 +162,7 @@ def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
     assert 0 < validation["img_r1"] < 1
 
 
-def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path) -> None:
+def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path, few_texts: Path) -> None:
     state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
     for part in ("weight", "bias"):
         state[f"rank_output.{part}"] = state[f"itm_output.{part}"][1:2].clone()
@@ -168,14 +170,14 @@ def test_pretrained_head_is_row_1_of_itm_output(tmp_path: Path) -> None:
     torch.save({name: tensor for name, tensor in state.items() if "rank_output" not in name}, tmp_path / "pretrained.pt")
     scores = []
     for name in ("copied", "pretrained"):
-        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / name, checkpoint=tmp_path / f"{name}.pt"))
+        inf_itm.main(inference(few_texts, BUNDLED.image_db, tmp_path / name, checkpoint=tmp_path / f"{name}.pt"))
         scores.append(np.load(tmp_path / name / "scores.npz")["scores"])
     assert np.array_equal(*scores)
     assert json.loads((tmp_path / "pretrained/scores.json").read_text())["provenance"]["ranking_head"] == "itm_output"
 
 
 @pytest.mark.parametrize("form", ["compressed", "all", "all compressed", "fixed"])
-def test_other_forms_of_the_image_database(tmp_path: Path, form: str) -> None:
+def test_other_forms_of_the_image_database(tmp_path: Path, few_texts: Path, form: str) -> None:
     """The same regions, stored in each of the ways a user may have them, give the same scores."""
     stored = ImageDatabase(BUNDLED.image_db)
     compressed, keep_all = "compressed" in form, "all" in form
@@ -193,10 +195,10 @@ def test_other_forms_of_the_image_database(tmp_path: Path, form: str) -> None:
             writer.put(name, features, boxes, conf)
     stored.close()
     flags = ["--compressed_db"] if compressed else []
-    inf_itm.main(inference(BUNDLED.text_db, tmp_path / "db", tmp_path / "out", **fixed) + flags)
+    inf_itm.main(inference(few_texts, tmp_path / "db", tmp_path / "out", **fixed) + flags)
     scores = np.load(tmp_path / "out/scores.npz")["scores"]
     if form != "fixed":
-        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "expected"))
+        inf_itm.main(inference(few_texts, BUNDLED.image_db, tmp_path / "expected"))
         assert np.array_equal(scores, np.load(tmp_path / "expected/scores.npz")["scores"])
     assert np.isfinite(scores).all()
 
@@ -343,13 +345,15 @@ def test_half_precision_on_a_gpu(tmp_path: Path, precision: str) -> None:
     assert has_learned(tmp_path / "run")
 
 
-def test_bf16_on_the_cpu_keeps_the_scores_near(tmp_path: Path) -> None:
+def test_bf16_on_the_cpu_keeps_the_scores_near(tmp_path: Path, few_texts: Path) -> None:
     for precision in ("fp32", "bf16"):
-        inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / precision, precision=precision))
+        inf_itm.main(inference(few_texts, BUNDLED.image_db, tmp_path / precision, precision=precision))
     full, half = (np.load(tmp_path / name / "scores.npz")["scores"] for name in ("fp32", "bf16"))
     assert 0 < relative_error(half, full) < 0.05
-    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--IAIS", "distributed", precision="bf16")
-    train_itm_hard_negatives.main(options)
+    changes = {"val_txt_db": few_texts, "precision": "bf16"}
+    train_itm_hard_negatives.main(
+        training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", "--IAIS", "distributed", **changes)
+    )
     assert has_learned(tmp_path / "run")
 
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import benchmarks.run
 from benchmarks.reference import Reference, read
 from data.loader import Loader
 from data.tasks import HardNegativeTask
@@ -19,11 +22,12 @@ from evaluation.score import score_matrix
 from model.objective import Objective
 from model.retrieval import Compute, hardest
 from tests.conftest import CPU, Golden
+from tests.forks import Forked
+from tests.launch import finish
 from utils.distributed import Alone
 from utils.files import read_json
 from utils.precision import Precision
 
-ROOT = Path(__file__).parent.parent
 CANDIDATES, HARD = 24, 7
 
 
@@ -93,9 +97,9 @@ def test_bf16_leaves_recall_as_it_is(bundled: Golden, compute: Compute, bf16: Co
     assert rough["r_mean"] == pytest.approx(exact["r_mean"], abs=0.003)
 
 
-def test_the_benchmark_runs(tmp_path: Path) -> None:
-    """Most parts once, small; the ratios that it prints are those of what it wrote."""
-    command = [sys.executable, "benchmarks/run.py", "--models", "tiny", "--precisions", "fp32", "--candidates", "33"]
+def test_the_benchmark_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Most parts once, small, the first as a process, the others forked; the ratios printed are those of what was written."""
+    command = ["--models", "tiny", "--precisions", "fp32", "--candidates", "33"]
     small = [
         "--parts",
         "loader",
@@ -110,13 +114,26 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
         "--turns",
         "1",
     ]
-    done = subprocess.run([*command, *small, "--json", tmp_path / "found.json"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    start, words_of = subprocess.run, []
+
+    def run(words: list[str], **how: Any) -> subprocess.CompletedProcess[str]:
+        words_of.append(words)
+        if len(words_of) == 1:
+            return start(words, **how)
+        process = Forked("benchmarks.run", *words[2:])
+        output = finish(process, 100)
+        return subprocess.CompletedProcess(words, process.returncode or 0, output)
+
+    monkeypatch.setattr(benchmarks.run, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(sys, "argv", ["benchmarks/run.py", *command, *small, "--json", str(tmp_path / "found.json")])
+    benchmarks.run.main()
+    assert {tuple(words[:2]) for words in words_of} == {(sys.executable, benchmarks.run.__file__)}
+    printed = capsys.readouterr().out
     found = read_json(tmp_path / "found.json")["tiny"]
     assert sorted(found) == ["evaluation", "loader", "micro_step"]
     for part, name in (("evaluation", "pairs/s"), ("loader", "images/s"), ("loader", "decoded images/s")):
         ratio = found[part]["fp32"][0][name] / found[part]["reference"][0][name]
-        assert f"({ratio:.2f}x)" in done.stdout
+        assert f"({ratio:.2f}x)" in printed
     step = found["micro_step"]["fp32"][0]
     parts = [
         step[f"{anchor}-anchored half"][name] for anchor in ("image", "text") for name in ("mining", "hard pass", "backward")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import resource
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +20,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 import train_itm_hard_negatives
 from tests.conftest import BUNDLED
+from tests.forks import Forked
 from tests.killer import states
-from tests.launch import LAUNCHERS, ROOT, finish, run, start
+from tests.launch import ENVIRONMENT, LAUNCHERS, ROOT, finish, free_port, run, start
 from tests.test_programs import fails, training
 
 DATABASES = BUNDLED.text_db, BUNDLED.image_db
@@ -31,6 +34,11 @@ def options(output: Path, *extra: str, **changes: object) -> list[str]:
     settings: dict[str, object] = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2, "inf_minibatch_size": 5}
     settings["train_batch_size"] = 1
     return training(*DATABASES, output, "--IAIS", "singular", "--no-full_val", *extra, **settings | changes)
+
+
+def fork(arguments: list[str], **how: Any) -> Forked:
+    """Start that training in one process."""
+    return Forked("train_itm_hard_negatives", *arguments, **how)
 
 
 def assert_same_results(one: Path, other: Path) -> None:
@@ -84,10 +92,10 @@ def test_killed_more_than_twenty_times(tmp_path: Path, whole: Path) -> None:
 def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code: int) -> None:
     """Before any checkpoint is due; a terminal signals the reading processes along with the training."""
     arguments = options(tmp_path / "run", n_workers=1, save_steps=1000)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments)
+    process = fork(arguments)
     wait_for_updates(tmp_path / "run", 2)
     subprocess.run(["kill", f"-{int(number)}", "--", f"-{process.pid}"], check=True)
-    output = finish(process, 30)
+    output = finish(process, 60)
     assert process.returncode == code, output
     assert f"interrupted by {signal.Signals(number).name}" in output
     assert "Traceback" not in output
@@ -99,7 +107,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code:
 
 def wait_for_updates(run: Path, count: int) -> None:
     """TensorBoard's events are written after each update."""
-    for _ in range(1200):
+    for _ in range(60000):
         if len(scalars(run, "train/grad_norm")) >= count:
             return
         time.sleep(0.05)
@@ -123,9 +131,13 @@ def events(path: Path) -> list[Event]:
 
 @pytest.fixture(scope="module")
 def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two workers that nothing interrupted."""
+    """A run of two workers that nothing interrupted, with the variables that torchrun sets."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    run("torchrun", 2, sys.executable, "train_itm_hard_negatives.py", *options(folder))
+    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    variables = [ENVIRONMENT | meeting | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    workers = [fork(options(folder), environment=environment) for environment in variables]
+    outputs = [finish(worker, 60) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
     return folder
 
 
@@ -136,7 +148,7 @@ def test_workers_stop_and_resume(tmp_path: Path, whole_of_two: Path, launcher: s
     process = start(launcher, 2, sys.executable, *arguments)
     wait_for_updates(tmp_path / "run", 2)
     process.terminate()
-    output = finish(process, 30)
+    output = finish(process, 60)
     assert process.returncode != 0
     assert "interrupted by SIGTERM" in output
     assert 2 <= max(states(tmp_path / "run")) < STEPS
@@ -157,19 +169,13 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, whole: Path) ->
     arguments = options(tmp_path / "run")
     sizes = sorted(path.stat().st_size for path in whole.glob("ckpt/model_last.pt"))
     limit = 3 * sizes[0] + 500_000
-    program = [sys.executable, "train_itm_hard_negatives.py", *arguments]
-    process = subprocess.run(
-        program,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)),
-    )
-    assert process.returncode == 2, process.stderr
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    process = fork(arguments, prepare=limited)
+    output = finish(process, 60)
+    assert process.returncode == 2, output
     assert re.search(
         r"error: \S+/state-7\.pt: cannot be written \(File too large\); \S+/state-7\.pt is whole, --resume goes on from it",
-        process.stderr,
+        output,
     )
     assert not list((tmp_path / "run").rglob("*.partial"))
     train_itm_hard_negatives.main([*arguments, "--resume"])
@@ -179,17 +185,16 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, whole: Path) ->
 def test_tensorboard_keeps_what_was_recorded_before_a_kill(tmp_path: Path) -> None:
     """Each update is on disk when it is recorded, and what a killed run recorded beyond its checkpoint is purged."""
     arguments = options(tmp_path / "run", num_train_steps=1000, valid_steps=1000, save_steps=1000)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments)
+    process = fork(arguments)
     wait_for_updates(tmp_path / "run", 3)
     process.kill()
-    finish(process, 10)
+    finish(process, 60)
     assert scalars(tmp_path / "run", "train/grad_norm")[:3] == [1, 2, 3]
-    arguments = options(tmp_path / "run", "--resume", num_train_steps=1000, valid_steps=1000, save_steps=1000)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments)
+    process = fork([*arguments, "--resume"])
     while len(list(tmp_path.glob("run/log/events*"))) < 2:
         time.sleep(0.05)
     process.kill()
-    finish(process, 10)
+    finish(process, 60)
     opening = events(max(tmp_path.glob("run/log/events*"), key=lambda path: path.stat().st_mtime_ns))[1]
     assert (opening.step, opening.session_log.status) == (1, SessionLog.START)
 
@@ -275,7 +280,7 @@ def test_a_damaged_state_names_the_one_before(tmp_path: Path, whole: Path, capsy
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue may start a job again too early; what is killed lets go at once, whatever its reading processes do."""
     arguments = options(tmp_path / "run", num_train_steps=1000, valid_steps=1000, n_workers=1)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments)
+    process = fork(arguments)
     wait_for_updates(tmp_path / "run", 2)
     message = fails(capsys, train_itm_hard_negatives.main, [*arguments, "--resume"])
     assert "another run is at work in this folder" in message
@@ -284,7 +289,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
     process.wait()
     short = options(tmp_path / "run", "--resume", num_train_steps=1000, valid_steps=1000, learning_rate=1.0)
     assert "learning_rate" in fails(capsys, train_itm_hard_negatives.main, short)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *arguments, "--resume")
+    process = fork([*arguments, "--resume"])
     before = len(scalars(tmp_path / "run", "train/grad_norm"))
     wait_for_updates(tmp_path / "run", before + 1)
     process.kill()

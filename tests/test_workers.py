@@ -13,7 +13,8 @@ import torch
 
 from data.batch import Half
 from tests.conftest import BUNDLED, relative_error
-from tests.launch import HOROVOD, ROOT, run
+from tests.forks import Forked
+from tests.launch import HOROVOD, ROOT, finish, start
 from tests.worker import OPTIONS, TEXT_COUNTS, UPDATES, task_of, train, trainer_of
 from utils.distributed import Alone
 
@@ -27,7 +28,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def by(launcher: str, workers: int) -> list[dict[str, Any]]:
         folder = tmp_path_factory.mktemp(f"{launcher}{workers}")
-        run(launcher, workers, sys.executable, ROOT / "tests/worker.py", folder)
+        words = sys.executable, ROOT / "tests/worker.py", folder
+        process = start(launcher, workers, *words) if launcher else Forked("tests.worker", folder)
+        output = finish(process, 200)
+        assert process.returncode == 0, output
         return [torch.load(folder / f"{rank}-of-{workers}.pt", weights_only=False) for rank in range(workers)]
 
     return by

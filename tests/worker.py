@@ -29,7 +29,7 @@ from utils.precision import Precision
 from utils.run_options import TrainOptions
 
 UPDATES = 3
-TEXT_COUNTS = (200, 40, 1)  # thirteen blocks of sixteen, three, and fewer texts than workers
+TEXT_COUNTS = (108, 40, 1)  # seven blocks of sixteen, three, and fewer texts than workers
 OPTIONS = TrainOptions(
     train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", train_batch_size=2,
     hard_neg_size=3, num_train_steps=UPDATES, warmup_steps=1, learning_rate=1e-3, IAIS="singular",
