@@ -61,4 +61,11 @@ class Opened:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.set_viewport_size({"width": width, "height": height})
         self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self._session = context.new_cdp_session(self.page)
+        self._session.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.goto(file.absolute().as_uri())
+
+    def busy(self) -> float:
+        """Seconds that the page's main thread has computed so far, which do not depend on what else the machine does."""
+        metrics = self._session.send("Performance.getMetrics")["metrics"]
+        return next(float(metric["value"]) for metric in metrics if metric["name"] == "TaskDuration")

@@ -95,7 +95,7 @@ def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code:
     process = fork(arguments)
     wait_for_updates(tmp_path / "run", 2)
     subprocess.run(["kill", f"-{int(number)}", "--", f"-{process.pid}"], check=True)
-    output = finish(process, 60)
+    output = finish(process, 30)
     assert process.returncode == code, output
     assert f"interrupted by {signal.Signals(number).name}" in output
     assert "Traceback" not in output
@@ -136,7 +136,7 @@ def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     variables = [ENVIRONMENT | meeting | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     workers = [fork(options(folder), environment=environment) for environment in variables]
-    outputs = [finish(worker, 60) for worker in workers]
+    outputs = [finish(worker, 200) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     return folder
 
@@ -148,7 +148,7 @@ def test_workers_stop_and_resume(tmp_path: Path, whole_of_two: Path, launcher: s
     process = start(launcher, 2, sys.executable, *arguments)
     wait_for_updates(tmp_path / "run", 2)
     process.terminate()
-    output = finish(process, 60)
+    output = finish(process, 30)
     assert process.returncode != 0
     assert "interrupted by SIGTERM" in output
     assert 2 <= max(states(tmp_path / "run")) < STEPS
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, whole: Path) ->
     limit = 3 * sizes[0] + 500_000
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     process = fork(arguments, prepare=limited)
-    output = finish(process, 60)
+    output = finish(process, 200)
     assert process.returncode == 2, output
     assert re.search(
         r"error: \S+/state-7\.pt: cannot be written \(File too large\); \S+/state-7\.pt is whole, --resume goes on from it",
@@ -188,13 +188,13 @@ def test_tensorboard_keeps_what_was_recorded_before_a_kill(tmp_path: Path) -> No
     process = fork(arguments)
     wait_for_updates(tmp_path / "run", 3)
     process.kill()
-    finish(process, 60)
+    finish(process, 10)
     assert scalars(tmp_path / "run", "train/grad_norm")[:3] == [1, 2, 3]
     process = fork([*arguments, "--resume"])
     while len(list(tmp_path.glob("run/log/events*"))) < 2:
         time.sleep(0.05)
     process.kill()
-    finish(process, 60)
+    finish(process, 10)
     opening = events(max(tmp_path.glob("run/log/events*"), key=lambda path: path.stat().st_mtime_ns))[1]
     assert (opening.step, opening.session_log.status) == (1, SessionLog.START)
 

@@ -143,14 +143,10 @@ def test_a_large_report_opens_at_once_and_holds_the_right_numbers(context: Brows
     write_report(runs, tmp_path / "report")
     assert time.process_time() - started < 5
     large = tmp_path / "report/index.html"
-    for _ in range(3):  # others share the machine
-        started = time.perf_counter()
-        opened = Opened(context, large)
-        opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
-        assert opened.page.locator("#panel-img-1").is_visible()
-        if (seconds := time.perf_counter() - started) < 2:
-            break
-    assert seconds < 2
+    opened = Opened(context, large)
+    opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
+    assert opened.page.locator("#panel-img-1").is_visible()
+    assert 0.01 < opened.busy() < 2
     for row, folder in enumerate(runs):
         expected = json.loads((folder / "scores.json").read_text())
         for key in COLUMNS:
