@@ -23,7 +23,7 @@ from scripts.ablation.grid import Grid, Run, planned
 from scripts.ablation.plot import figure_of
 from scripts.ablation.table import Values, as_csv, as_json, as_markdown, rows_of
 from scripts.ablation.work import finished, is_done, measured
-from utils.errors import one_line_errors
+from utils.errors import InputError, one_line_errors
 from utils.files import make_folder, replacing, save_json
 from utils.options import read_json_as
 from utils.stop import Stop
@@ -37,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/ablations.md)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the runs and the tables")
-    parser.add_argument("--jobs", type=_positive, default=_cores(), help="runs at a time, with a thread each (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=_cores(), help="runs at a time, with a thread each (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected at least 1")
     grid = read_json_as(Grid, options.grid)
     output: Path = options.output
     runs = planned(grid, options.grid, output)
@@ -70,13 +72,6 @@ def write(runs: Sequence[Run], values: Values, failures: Mapping[Run, str], outp
     if values:
         save_figure(figure_of(runs, rows, values), output / "ablation.png")
     print(f"\n{text}\nwrote {output / 'ablation.md'}, .json, .csv and .png")
-
-
-def _positive(word: str) -> int:
-    number = int(word)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
-    return number
 
 
 def _cores() -> int:

@@ -18,7 +18,7 @@ from utils.run_options import TrainOptions, require
 
 START = "start"
 # The result does not depend on these, and all others make it another run.
-IDLE = ("output_dir", "resume", "n_workers", "pin_mem", "image_cache", "save_steps", "keep_checkpoints")
+IDLE = ("output_dir", "resume", "n_workers", "pin_mem", "image_cache", "save_steps", "keep_checkpoints", "checkpointing")
 OURS = ("seed", "output_dir", "resume", "test_txt_db", "test_img_db")
 
 

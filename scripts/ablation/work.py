@@ -79,8 +79,8 @@ def finished(runs: Sequence[Run], grid: Grid, output: Path, jobs: int) -> Genera
     logs = make_folder(output / "logs")
     with ThreadPoolExecutor(jobs) as threads, Programs() as programs, _dropping(threads):
         pending: dict[Run, Future[None]] = {}
-        for run in runs:
-            # A start comes before the runs that wait for it, so a thread has it by the time that they wait.
+        # Starts first: whoever waits for one finds it begun, and no thread waits while there is another to train.
+        for run in sorted(runs, key=lambda run: run.start is not None):
             before = pending.get(run.start) if run.start else None
             pending[run] = threads.submit(_finish, run, grid, before, programs, logs)
         run_of = {future: run for run, future in pending.items()}
