@@ -10,13 +10,12 @@ from data.batch import PairBatch
 from data.loader import Loader
 from data.tasks import PairSource, read_pairs
 from evaluation.rounds import shared_out
-from model.iais import REGULARISERS, Modality, attention_blocks
+from model.iais import MODALITIES, REGULARISERS, attention_blocks
 from model.retrieval import Compute, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import Workers
 from utils.logger import progress_bar
 
-WAYS: tuple[Modality, ...] = ("L", "V")
 PAIRS_PER_BLOCK = 32  # their maps are held together: heads × (words + regions)² numbers each
 
 
@@ -53,13 +52,13 @@ def alignment_of_positives(
         maps = model(batch, compute, MapRequest(range(len(batch.pairs)), [last])).maps[last]
         text_lengths = batch.tokens.lengths[batch.pairs[:, 0]].tolist()
         blocks = [attention_blocks(scores, length) for scores, length in zip(maps, text_lengths, strict=True)]
-        losses = [regulariser(block, way) for regulariser in REGULARISERS.values() for way in WAYS for block in blocks]
-        return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(WAYS), -1).sum(axis=2)
+        losses = [regulariser(block, way) for regulariser in REGULARISERS.values() for way in MODALITIES for block in blocks]
+        return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(MODALITIES), -1).sum(axis=2)
 
-    total = np.zeros((len(REGULARISERS), len(WAYS)))
+    total = np.zeros((len(REGULARISERS), len(MODALITIES)))
     with progress_bar(workers.first, total=len(task), desc="alignment") as bar:
         for _, sums in shared_out(workers, loader, task, range(len(task)), work):
             total += sums
             bar.update()
     means = total / len(source.text_db)
-    return {kind: dict(zip(WAYS, row.tolist(), strict=True)) for kind, row in zip(REGULARISERS, means, strict=True)}
+    return {kind: dict(zip(MODALITIES, row.tolist(), strict=True)) for kind, row in zip(REGULARISERS, means, strict=True)}

@@ -21,7 +21,7 @@ from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer
 from evaluation.bootstrap import Bootstrap
 from evaluation.retriever import Retriever
-from model.iais import REGULARISERS, Blocks, symmetric_kl
+from model.iais import MODALITIES, REGULARISERS, Blocks, symmetric_kl
 
 SURE, NEAR = 0.5, 0.3  # IoU of the regions of an object, and of its best one where no other is
 NOT_VISUAL = "notvisual"  # the type of phrases that speak of nothing to be seen
@@ -158,7 +158,7 @@ def measure_isda(blocks: Blocks, objects: Objects) -> dict[str, float]:
 
 def measure_isd(blocks: Blocks) -> dict[str, float]:
     """Every alignment loss of a pair, for words and for regions."""
-    return {f"{name}_{way}": float(loss(blocks, way)) for name, loss in REGULARISERS.items() for way in ("L", "V")}
+    return {f"{name}_{way}": float(loss(blocks, way)) for name, loss in REGULARISERS.items() for way in MODALITIES}
 
 
 def evened(blocks: Blocks) -> Blocks:

@@ -18,9 +18,8 @@ from evaluation.drawing import Panel, grid, printable, sheet, shortened, stacked
 from evaluation.heatmap import Labels, Map, map_grids
 from evaluation.regions import boxes_panel, tiles_of
 from evaluation.retriever import Attention
-from model.iais import Blocks, Modality, distributed, distributed_pseudo, nearest, singular
+from model.iais import MODALITIES, Blocks, Modality, distributed, distributed_pseudo, nearest, singular
 
-BOTH: tuple[Modality, Modality] = ("L", "V")
 NAMES: dict[Modality, str] = {"L": "words", "V": "regions"}
 LONGEST_WORD = 18  # letters
 
@@ -109,7 +108,7 @@ def _boxes(blocks: Blocks, words: Labels, picture: Picture.Image | None, boxes: 
 
 def _block_maps(blocks: Blocks, labels: Mapping[Modality, Labels]) -> list[list[Map]]:
     """LL and LV above VL and VV."""
-    return [[_block_map(blocks, labels, rows, columns) for columns in BOTH] for rows in BOTH]
+    return [[_block_map(blocks, labels, rows, columns) for columns in MODALITIES] for rows in MODALITIES]
 
 
 def _block_map(blocks: Blocks, labels: Mapping[Modality, Labels], rows: Modality, columns: Modality) -> Map:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 Modality = Literal["L", "V"]
+MODALITIES: tuple[Modality, Modality] = ("L", "V")
 
 
 class Blocks(NamedTuple):

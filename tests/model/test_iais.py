@@ -13,6 +13,7 @@ import train_itm_hard_negatives
 from data.loader import Loader
 from evaluation.alignment import alignment_of_positives
 from model.iais import (
+    MODALITIES,
     REGULARISERS,
     Blocks,
     Modality,
@@ -36,10 +37,9 @@ from utils.run_log import read_scalars
 
 HEADS, WORDS, REGIONS = 3, 5, 4
 EPSILON = 1e-4  # of distributed, whose logarithms have 1e-6 in them
-BOTH: tuple[Modality, Modality] = ("L", "V")
 
 every_regulariser = pytest.mark.parametrize("kind", REGULARISERS.values(), ids=list(REGULARISERS))
-both_ways = pytest.mark.parametrize("modality", BOTH)
+both_ways = pytest.mark.parametrize("modality", MODALITIES)
 
 
 def random_scores(seed: int = 0, words: int = WORDS, regions: int = REGIONS, scale: float = 2.0) -> Tensor:
@@ -79,7 +79,7 @@ def test_finite_and_not_negative(kind: Regulariser, modality: Modality, scale: f
 @every_regulariser
 def test_zero_where_nothing_differs(kind: Regulariser) -> None:
     """Attention that is even everywhere agrees with itself; and a single word can attend to nothing but itself."""
-    for modality in BOTH:
+    for modality in MODALITIES:
         assert abs(kind(attention_blocks(torch.zeros(HEADS, 11, 11), WORDS + 2), modality).item()) < EPSILON
         assert kind(random_blocks(), modality).item() > 100 * EPSILON
     assert abs(kind(random_blocks(words=1), "L").item()) < EPSILON
@@ -178,7 +178,7 @@ def test_a_fourth_is_one_function(
 
     measured = alignment_of_positives(bundled.model(), bundled.source(), compute, loader, Alone())
     assert list(measured) == list(REGULARISERS)
-    assert all(measured[fourth][modality] > 0 for modality in BOTH)
+    assert all(measured[fourth][modality] > 0 for modality in MODALITIES)
 
     with pytest.raises(SystemExit):
         train_itm_hard_negatives.main(["--help"])
