@@ -9,7 +9,6 @@ A second call goes on where an interrupted one stopped, and runs what was added 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from scripts.ablation.grid import Grid, Run, planned
 from scripts.ablation.plot import figure_of
 from scripts.ablation.table import Values, as_csv, as_json, as_markdown, rows_of
 from scripts.ablation.work import finished, is_done, measured
+from scripts.parallel import cores
 from utils.errors import InputError, one_line_errors
 from utils.files import make_folder, replacing, save_json
 from utils.options import read_json_as
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/ablations.md)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the runs and the tables")
-    parser.add_argument("--jobs", type=int, default=_cores(), help="runs at a time, with a thread each (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, with a thread each (%(default)s)")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected at least 1")
@@ -72,11 +72,6 @@ def write(runs: Sequence[Run], values: Values, failures: Mapping[Run, str], outp
     if values:
         save_figure(figure_of(runs, rows, values), output / "ablation.png")
     print(f"\n{text}\nwrote {output / 'ablation.md'}, .json, .csv and .png")
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

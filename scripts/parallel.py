@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 def add_nproc(parser: argparse.ArgumentParser) -> None:
     """Give a program the option ``--nproc``."""
-    parser.add_argument("--nproc", type=_number, default=min(_cores(), MOST), help="worker processes (%(default)s)")
+    parser.add_argument("--nproc", type=_number, default=min(cores(), MOST), help="worker processes (%(default)s)")
 
 
 def _number(word: str) -> int:
@@ -33,7 +33,7 @@ def _number(word: str) -> int:
     return number
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use, where the system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

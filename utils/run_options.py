@@ -100,7 +100,7 @@ class TrainOptions(MachineOptions, ImageOptions):
     margin: float = option(0.2, "margin of the hinge")
 
     IAIS: str | None = option(
-        None, f"alignment loss: {', '.join(REGULARISERS)}; none for the plain ranking loss", choices=REGULARISERS
+        None, "alignment loss, one of those in model/iais.py; none for the plain ranking loss", choices=REGULARISERS
     )
     iais_weight: float = option(1.0, "factor of the alignment loss, beside its schedule")
     iais_schedule: Literal["exp", "linear", "log", "const"] = option("exp", "λ_t = exp(5(t/T - 1)), t/T, 1 - exp(-5 t/T), or 1")
