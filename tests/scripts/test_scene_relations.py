@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from model.iais import REGULARISERS
+from scripts.ablation.grid import Grid, planned
 from scripts.make_scenes import main
 from scripts.scenes.captions import CAPTIONS
 from scripts.scenes.write import Recipe, captions_of, plan, scene_of, twins_of
+from tests.forks import ROOT
 from tests.test_programs import fails
+from utils.options import read_json_as
 
 COUNTS = {"train": 12, "val": 2, "test": 8}
 RECIPE = Recipe(5, twins=1.0, items=(2, 4), relations=5)
@@ -62,3 +67,16 @@ def test_the_files_of_such_a_dataset(tmp_path: Path) -> None:
 def test_impossible_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
     assert message in fails(capsys, main, ["--output", str(tmp_path / "scenes"), *options])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_ablation_is_of_the_shipped_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    for name in ("txt_db/itm_scenes_test.db", "img_db/scenes", "scenes/winoground/examples.jsonl"):
+        (tmp_path / "demo/relations" / name).mkdir(parents=True)
+    path = "config/ablation-scenes-relations.json"
+    runs = planned(read_json_as(Grid, path), path, tmp_path / "out")
+    assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
+    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
+    assert runs[0].options.IAIS is None  # the baseline
+    assert runs[0].options.neighbours == "demo/relations/scenes/twins.json"
