@@ -181,8 +181,8 @@ def source_bombs(folder: Path) -> list[Bomb]:
     documented = (ValueError,)
     return [
         Bomb("TSV: a row of 256 MiB", read_long_row, b"a\t", 96 * MIB, documented),
-        Bomb("JSON: lists within lists", read_file_as_json, b"[" * (10 << 20), 64 * MIB),
-        Bomb("JSON: a number of ten million digits", read_file_as_json, b"9" * 10_000_000, 64 * MIB),
+        Bomb("JSON: lists within lists", read_file_as_json, b"[" * (10 << 20), 96 * MIB),
+        Bomb("JSON: a number of ten million digits", read_file_as_json, b"9" * 10_000_000, 96 * MIB),
         Bomb("JSON: 300,000 lists", read_file_as_json, b"[" + b"[]," * lists + b"[]]", 3 * lists * JSON_BYTES_PER_BYTE),
         Bomb("pickle: tuples of ten, nine deep", read_plain, laughs, PICKLE, documented),
         Bomb("pickle: 300,000 lists", read_plain, b"\x80\x04" + b"]" * 300_000 + b".", PICKLE, documented),
