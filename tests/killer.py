@@ -143,7 +143,7 @@ class Kills:
         """A run killed at random moments, and another one where it has finished before."""
         runs = 0
         while kills:
-            update, seconds = chance.randint(1, 5), chance.uniform(0, 1)
+            update, seconds = chance.randint(1, 5), chance.uniform(0, 0.5)
             if (yield from self.kill(f"{name}-{runs}", f"{seconds:.2f} s after update {update}", after(update, seconds))):
                 kills -= 1
             else:

@@ -74,7 +74,7 @@ def test_killed_more_than_twenty_times(tmp_path: Path, whole: Path) -> None:
     arguments = options(tmp_path / "unused")
     where = arguments.index("--output_dir")
     del arguments[where : where + 2]
-    run("", 1, sys.executable, ROOT / "tests/killer.py", tmp_path, "7", *arguments, seconds=250)
+    run("", 1, sys.executable, ROOT / "tests/killer.py", tmp_path, "9", *arguments, seconds=250)
     report = json.loads((tmp_path / "kills.json").read_text())
     died = [kill for kill in report["kills"] if kill["ended"] == -signal.SIGKILL]
     assert len(died) >= 20
