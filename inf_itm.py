@@ -24,10 +24,9 @@ from evaluation.alignment import alignment_of_positives
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import read_candidates
 from evaluation.recall import as_published, ranks, recalls, table
-from evaluation.report.build import write_report
-from evaluation.retriever import load_ranking_model
 from evaluation.score import score_matrix
 from evaluation.unfinished import UnfinishedScores
+from model.checkpoint import load_ranking_model
 from model.config import UniterConfig
 from model.packing import ChunkSize
 from model.retrieval import Compute
@@ -117,6 +116,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{summary_table(results['analysis'])}")
         LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
     if options.report:
+        from evaluation.report.build import write_report  # takes a second to import, and is for this alone
+
         write_report([output], output / "report", Path(options.report) if options.report != NO_PICTURES else None)
         LOGGER.info("wrote %s", output / "report/index.html")
 

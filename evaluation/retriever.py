@@ -22,7 +22,7 @@ from data.image_db import Image, ImageDatabase
 from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
 from evaluation.score import finite_scores
-from model.checkpoint import LoadReport, load_checkpoint
+from model.checkpoint import load_ranking_model
 from model.config import UniterConfig
 from model.iais import Blocks, attention_blocks
 from model.packing import ChunkSize
@@ -254,16 +254,3 @@ class Retriever:
                 f"the vocabulary {self.tokenizer.name} has {len(self.tokenizer.pieces)}"
             )
         return text
-
-
-def load_ranking_model(checkpoint: str | Path, config: UniterConfig) -> tuple[RetrievalModel, LoadReport]:
-    """The model of a checkpoint, on the CPU, and where its ranking head is from.
-
-    Raises:
-        InputError: as ``load_checkpoint``, or the checkpoint has no ranking head.
-    """
-    model = RetrievalModel(config)
-    report = load_checkpoint(model, checkpoint)
-    if report.head == "random":
-        raise InputError(f"{checkpoint}: neither rank_output nor itm_output is in it, expected a ranking head to score with")
-    return model, report

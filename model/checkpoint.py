@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from utils.errors import InputError
 from utils.save import load_tensors, save_tensors
@@ -84,6 +85,19 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
     model.load_state_dict({name: state[name] for name in needed})
     used = {"itm_output.weight", "itm_output.bias"} if head == "itm_output" else set()
     return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - used)))
+
+
+def load_ranking_model(path: str | Path, config: UniterConfig) -> tuple[RetrievalModel, LoadReport]:
+    """The model of a checkpoint, on the CPU, and what the file held.
+
+    Raises:
+        InputError: as ``load_checkpoint``, or the checkpoint has no ranking head.
+    """
+    model = RetrievalModel(config)
+    report = load_checkpoint(model, path)
+    if report.head == "random":
+        raise InputError(f"{path}: neither rank_output nor itm_output is in it, expected a ranking head to score with")
+    return model, report
 
 
 def _add_head(state: dict[str, Tensor], needed: dict[str, Tensor], path: str | Path) -> Head:
