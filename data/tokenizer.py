@@ -106,8 +106,8 @@ class WordPieceTokenizer:
         return [self.pieces[number] for number in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Word pieces joined into a text, words apart; spaces around punctuation are not what they were."""
-        return " ".join(self.tokens(ids)).replace(" ##", "")
+        """The text of these word pieces, as ``joined`` makes it."""
+        return joined(self.tokens(ids))
 
     def meta(self) -> dict[str, object]:
         """What ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
@@ -117,3 +117,8 @@ class WordPieceTokenizer:
             **{name: self.ids[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "MASK")},
             "v_range": [self.ids.get("!", 0), len(self.pieces)],
         }
+
+
+def joined(pieces: Iterable[str]) -> str:
+    """Word pieces as a text, words apart; spaces around punctuation are not what they were."""
+    return " ".join(pieces).replace(" ##", "")

@@ -18,7 +18,7 @@ from evaluation.drawing import Panel, grid, printable, sheet, shortened, stacked
 from evaluation.heatmap import Labels, Map, map_grids
 from evaluation.regions import boxes_panel, tiles_of
 from evaluation.retriever import Attention
-from model.iais import MODALITIES, Blocks, Modality, distributed, distributed_pseudo, nearest, singular
+from model.iais import MODALITIES, Blocks, Modality, between_nearest, distributed, distributed_pseudo, nearest, singular
 
 NAMES: dict[Modality, str] = {"L": "words", "V": "regions"}
 LONGEST_WORD = 18  # letters
@@ -41,8 +41,7 @@ class PulledBack(NamedTuple):
 def pulled_back(blocks: Blocks, modality: Modality) -> PulledBack:
     """What the two alignments (Ren et al. 2021, sections 3.2 and 3.3) compare with A_LL, or for ``"V"`` with A_VV."""
     own = blocks.seen_from(modality)
-    regions = nearest(own)
-    return PulledBack(regions, own.VV.exp()[regions[:, None], regions], distributed_pseudo(own))
+    return PulledBack(nearest(own), between_nearest(own), distributed_pseudo(own))
 
 
 def pair_figure(

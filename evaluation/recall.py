@@ -38,9 +38,7 @@ def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
     Reads the matrix once, some rows at a time, and makes nothing of its size, so that it may lie on disk.
     """
     texts, images = scores.shape
-    own = scores[np.arange(texts), image_of]
-    best = np.full(images, -np.inf, scores.dtype)
-    np.maximum.at(best, image_of, own)
+    own, best = positive_scores(scores, image_of)
     ahead_of_text, equal_to_text = np.zeros(texts, np.int64), 0
     ahead_of_image, equal_to_image = np.zeros(images, np.int64), np.zeros(images, np.int64)
     text_scored, image_scored = own > -np.inf, best > -np.inf
@@ -56,6 +54,14 @@ def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
     ties = {"txt": int((equal_to_image - best_positives)[image_scored].sum()), "img": equal_to_text}
     of_images = np.where(image_scored, ahead_of_image - best_positives, UNRANKED)
     return Ranks(of_images[described], np.where(text_scored, ahead_of_text, UNRANKED), ties)
+
+
+def positive_scores(scores: np.ndarray, image_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The score of each text with its image, (T,), and of each image the best with one of its texts, (I,), -inf without any."""
+    own = scores[np.arange(len(scores)), image_of]
+    best = np.full(scores.shape[1], -np.inf, scores.dtype)
+    np.maximum.at(best, image_of, own)
+    return own, best
 
 
 def recalls(found: Ranks) -> dict[str, float]:

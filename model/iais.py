@@ -77,10 +77,15 @@ def nearest(own: Blocks) -> Tensor:
     return own.LV.argmax(dim=1)
 
 
-def singular_pseudo(own: Blocks) -> Tensor:
-    """log P for P = row-softmax(A_VV[i*, j*]): (L, L). The argmax carries no gradient, P does."""
+def between_nearest(own: Blocks) -> Tensor:
+    """A_VV[i*, j*]: (L, L), the attention between the regions that stand for the words. The argmax carries no gradient."""
     regions = nearest(own)
-    return own.VV.exp()[regions[:, None], regions].log_softmax(dim=-1)
+    return own.VV.exp()[regions[:, None], regions]
+
+
+def singular_pseudo(own: Blocks) -> Tensor:
+    """log P for P = row-softmax(A_VV[i*, j*]): (L, L)."""
+    return between_nearest(own).log_softmax(dim=-1)
 
 
 def distributed_pseudo(own: Blocks) -> Tensor:

@@ -88,22 +88,27 @@ def evaluate(title: str, data: Path, checkpoint: Path, output: Path) -> dict[str
     """The test split's ``scores.json``."""
     if not (output / "scores.json").exists():
         databases = ["--txt_db", data / "txt_db/itm_scenes_test.db", "--img_db", data / "img_db/scenes"]
-        weights = ["--checkpoint", checkpoint, "--train_config", checkpoint.parent.parent / "log/hps.json", "--n_workers", "0"]
+        weights = ["--checkpoint", checkpoint, "--train_config", folder_of(checkpoint) / "log/hps.json", "--n_workers", "0"]
         run(title, "inf_itm.py", *databases, *weights, "--output_dir", output)
     scores: dict[str, Any] = read_json(output / "scores.json")
     return scores
+
+
+def folder_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint is of."""
+    return checkpoint.parent.parent
 
 
 def show(data: Path, runs: Path, checkpoints: Sequence[Path]) -> tuple[Path, Path]:
     """A report on the evaluations, and the attention of one test pair in the last two of these: before and after IAIS."""
     report, picture = runs / "report", runs / "attention.png"
     shutil.rmtree(report, ignore_errors=True)
-    tests = [checkpoint.parent.parent / "test" for checkpoint in checkpoints]
+    tests = [folder_of(checkpoint) / "test" for checkpoint in checkpoints]
     run("report", "scripts/report.py", *tests, "--images", data / "scenes/images", "--output", report)
     with open(data / "scenes/winoground/examples.jsonl", "rb") as file:
         example = json.loads(next(file))
     pair = ["--text", example["caption_0"], "--image", f"{example['image_0']}.npz", "--images", data / "scenes/images"]
-    boxes = ["--img_db", data / "img_db/scenes", "--train_config", checkpoints[-1].parent.parent / "log/hps.json"]
+    boxes = ["--img_db", data / "img_db/scenes", "--train_config", folder_of(checkpoints[-1]) / "log/hps.json"]
     models = ["--checkpoint", *checkpoints[-2:], *boxes]
     run("attention of one pair", "scripts/visualize.py", "pair", *models, *pair, "--output", picture)
     return report / "index.html", picture
@@ -130,12 +135,12 @@ def main(arguments: list[str] | None = None) -> None:
         arguments_of_run = ["--checkpoint", str(start), *seed, *extra]
         checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, runs / folder, *arguments_of_run)
     rows = {
-        name: evaluate(f"evaluation, {name}", data, checkpoint, checkpoint.parent.parent / "test")
+        name: evaluate(f"evaluation, {name}", data, checkpoint, folder_of(checkpoint) / "test")
         for name, checkpoint in checkpoints.items()
     }
     report, picture = show(data, runs, list(checkpoints.values()))
     alignment = {way: [f"{row['alignment']['singular'][way]:.4f}" for row in rows.values()] for way in "LV"}
-    seconds = [read_json(checkpoint.parent.parent / "log/seconds.json") for checkpoint in checkpoints.values()]
+    seconds = [read_json(folder_of(checkpoint) / "log/seconds.json") for checkpoint in checkpoints.values()]
     more = {
         "align. L": alignment["L"],
         "align. V": alignment["V"],
@@ -147,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(rows, more))
     print(f"\nThis call took {time.perf_counter() - started:.0f} s. Among what it wrote:")
     for checkpoint in checkpoints.values():
-        print(f"  {checkpoint}  {checkpoint.parent.parent / 'log'}  {checkpoint.parent.parent / 'test/scores.json'}")
+        print(f"  {checkpoint}  {folder_of(checkpoint) / 'log'}  {folder_of(checkpoint) / 'test/scores.json'}")
     print(f"\nThe report, to open in a browser: {report}")
     print(f"The attention of one test pair without and with IAIS: {picture}")
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.image_db import Image, ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase
+from data.tokenizer import joined
 from evaluation.curves import curves_figure
 from evaluation.drawing import check_format, save_figure
 from evaluation.pictures import VIEWS, pair_figure
@@ -130,7 +131,7 @@ def caption_of(text: str | Text, attention: Attention) -> str:
     """A text as its author wrote it; where a database has not kept that, its word pieces."""
     if isinstance(text, str):
         return text
-    return text.caption or " ".join(attention.pieces).replace(" ##", "")
+    return text.caption or joined(attention.pieces)
 
 
 def draw_run(arguments: Sequence[str]) -> None:

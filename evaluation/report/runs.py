@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from data.text_db import TextDatabase
-from evaluation.recall import ROWS_AT_A_TIME, ranks, recalls
+from evaluation.recall import ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from utils.errors import InputError
 from utils.files import read_json, shown
 from utils.run_options import InferenceOptions
@@ -158,9 +158,7 @@ def _difference(folder: Path, kind: str, ids: list[str], expected: list[str], of
 
 def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Way, Extremes]:
     texts, images = scores.shape
-    own = scores[np.arange(texts), image_of]
-    best = np.full(images, -np.inf, np.float32)
-    np.maximum.at(best, image_of, own)
+    own, best = positive_scores(scores, image_of)
     hard_images, hard_texts = np.empty(texts, np.float32), np.full(images, -np.inf, np.float32)
     for first in range(0, texts, ROWS_AT_A_TIME):
         rows = slice(first, first + ROWS_AT_A_TIME)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from evaluation.drawing import style
 from scripts.ablation.grid import START, Run
 from scripts.ablation.statistics import Estimate
-from scripts.ablation.table import Row, Values, baseline_of
+from scripts.ablation.table import Row, Values, baseline_of, by_name_and_seed
 
 SHOWN = {
     "txt_r_mean": "text retrieval, mean R@K (%)",
@@ -24,9 +24,7 @@ def figure_of(runs: Sequence[Run], rows: Sequence[Row], values: Values) -> Figur
     """Two rows of panels: values, and differences to the baseline. A dot is a seed, a bar the mean with its 95 % interval."""
     known = next(iter(values.values()), {})
     shown = {key: title for key, title in SHOWN.items() if key in known}
-    by_name: dict[str, dict[int, Mapping[str, float]]] = {row.name: {} for row in rows}
-    for run, of_run in values.items():
-        by_name[run.name][run.seed] = of_run
+    by_name = by_name_and_seed(runs, values)
     baseline = by_name[baseline_of(runs)]
     compared = [row for row in rows if row.differences]
     longest = max(len(row.name) for row in rows)

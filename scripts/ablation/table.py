@@ -46,10 +46,7 @@ class Row:
 
 def rows_of(runs: Sequence[Run], values: Values) -> list[Row]:
     """The rows, in the order of ``runs``; ``values`` has the runs that are done."""
-    by_name: dict[str, dict[int, Mapping[str, float]]] = {run.name: {} for run in runs}
-    for run, of_run in values.items():
-        by_name[run.name][run.seed] = of_run
-    baseline = baseline_of(runs)
+    by_name, baseline = by_name_and_seed(runs, values), baseline_of(runs)
     rows = []
     for name, of_seeds in by_name.items():
         paired = [] if name in (baseline, START) else [seed for seed in of_seeds if seed in by_name[baseline]]
@@ -62,6 +59,14 @@ def rows_of(runs: Sequence[Run], values: Values) -> list[Row]:
             )
         )
     return rows
+
+
+def by_name_and_seed(runs: Sequence[Run], values: Values) -> dict[str, dict[int, Mapping[str, float]]]:
+    """The numbers of the runs that are done, under the names of all."""
+    found: dict[str, dict[int, Mapping[str, float]]] = {run.name: {} for run in runs}
+    for run, of_run in values.items():
+        found[run.name][run.seed] = of_run
+    return found
 
 
 def baseline_of(runs: Sequence[Run]) -> str:

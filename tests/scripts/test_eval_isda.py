@@ -26,6 +26,7 @@ from scripts import convert_imgdir, create_txtdb
 from scripts.eval_isda import main, record_names
 from scripts.make_scenes import make_scenes
 from scripts.scenes.write import Recipe
+from tests import test_programs
 from tests.conftest import BUNDLED
 from tests.evaluation.test_isda import naive_isda
 from utils.distributed import connect
@@ -234,12 +235,8 @@ def test_names_of_records() -> None:
 
 def fails(options: list[str], capsys: pytest.CaptureFixture[str], output: Path) -> str:
     """The one line with which the program ends, with exit code 2 and no output."""
-    with pytest.raises(SystemExit) as caught:
-        main(options)
-    assert caught.value.code == 2
+    line = test_programs.fails(capsys, main, options)
     assert not output.exists()
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
     return line
 
 

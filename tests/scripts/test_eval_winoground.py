@@ -25,6 +25,7 @@ from scripts import convert_imgdir
 from scripts.eval_winoground import main
 from scripts.make_scenes import make_scenes
 from scripts.scenes.write import Recipe
+from tests import test_programs
 from tests.conftest import BUNDLED
 from utils.files import sha256
 
@@ -167,12 +168,8 @@ def test_names_of_records(
 
 def fails(options: list[str], capsys: pytest.CaptureFixture[str], output: Path) -> str:
     """The one line with which the program ends, with exit code 2 and no output."""
-    with pytest.raises(SystemExit) as caught:
-        main(options)
-    assert caught.value.code == 2
+    line = test_programs.fails(capsys, main, options)
     assert not output.exists()
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
     return line
 
 
