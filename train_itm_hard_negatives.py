@@ -15,27 +15,28 @@ from contextlib import ExitStack
 
 import torch
 
-from data.batch import Half
+from data.batch import AnchorBatch
+from data.datasets import HardNegativeDataset, RetrievalSplit
 from data.image_cache import ImageCache
 from data.loader import Loader
 from data.neighbours import read_neighbours
-from data.tasks import HardNegativeTask, PairSource
 from evaluation.recall import ranks, recalls, sampled_recalls, table
-from evaluation.score import sampled_candidates, score_matrix
+from evaluation.scoring import sampled_candidates, score_matrix
 from model.checkpoint import load_checkpoint
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.cpu import packed_for_inference
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import TrainOptions
 from optim.progress import Progress
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer, UpdateTerms
-from utils.distributed import Workers, connect
-from utils.errors import InputError, Interrupted, WorkerLost, one_line_errors
+from utils.distributed import ProcessGroup, connect
+from utils.errors import InputError, Interrupted, RankLost, one_line_errors
 from utils.logger import log_to_screen, progress_bar
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.run_options import TrainOptions
-from utils.stop import Stop
+from utils.signals import Stop
 
 LOGGER = logging.getLogger("train")
 
@@ -44,42 +45,52 @@ LOGGER = logging.getLogger("train")
 def main(argv: Sequence[str]) -> None:
     """Options → data → model → loop → best checkpoint, evaluated; the same on every worker."""
     with ExitStack() as stack:
-        workers = stack.enter_context(connect())
+        group = stack.enter_context(connect())
         stop = stack.enter_context(Stop())
-        log_to_screen(workers.rank)
-        with workers.agreed():
+        log_to_screen(group.rank)
+        with group.raise_on_all_ranks():
             options = parse_options(TrainOptions, argv, __doc__ or "")
             torch.manual_seed(options.seed)
-            device = choose_device(options.device, workers.local_rank, workers.local_size)
+            device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
             loader = Loader(device, options.n_workers, options.pin_mem)
             config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
             mining = choose_precision(options.mining_precision or precision.name, False, device, "mining_precision")
             if options.checkpointing and device.type == "mps":
                 raise InputError("checkpointing on mps, where torch cannot repeat dropout, expected device cpu or cuda")
-            compute = Compute(
+            compute = ComputeSettings(
                 precision,
                 ChunkSize.for_device(device, config.intermediate_size, options.inf_minibatch_size),
                 mining=Precision(mining, device),
                 checkpointing=options.checkpointing,
+                prepare=packed_for_inference,
             )
 
-            def source(text_db: str, image_db: str, max_txt_len: int = -1) -> PairSource:
-                return stack.enter_context(PairSource(text_db, image_db, config, options.image_settings(), max_txt_len))
+            def source(text_db: str, image_db: str, max_txt_len: int = -1) -> RetrievalSplit:
+                return stack.enter_context(
+                    RetrievalSplit(
+                        text_db,
+                        image_db,
+                        config.input_limits,
+                        options.box_rule,
+                        compressed=options.compressed_db,
+                        max_txt_len=max_txt_len,
+                    )
+                )
 
             pairs_of_paths = zip(options.train_txt_dbs, options.train_img_dbs, strict=True)
             training = [source(*paths, options.max_txt_len) for paths in pairs_of_paths]
             val = source(options.val_txt_db, options.val_img_db)
             test = source(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
-            micro_steps = options.micro_steps(workers.size)
-            task = HardNegativeTask(
+            micro_steps = options.micro_steps(group.world_size)
+            task = HardNegativeDataset(
                 training,
                 negative_size=options.negative_size,
                 micro_steps=options.num_train_steps * micro_steps,
                 micro_steps_per_pass=options.micro_steps_per_pass,
                 seed=options.seed,
-                worker=workers.rank,
-                workers=workers.size,
+                rank=group.rank,
+                world_size=group.world_size,
                 neighbours=read_neighbours(options.neighbours) if options.neighbours else {},
             )
             model = RetrievalModel(config)
@@ -87,50 +98,50 @@ def main(argv: Sequence[str]) -> None:
                 load_checkpoint(model, options.checkpoint) if options.checkpoint else "nowhere: random, no checkpoint given"
             )
             model.to(device)
-            trainer = Trainer(model, options, compute, workers)
+            trainer = Trainer(model, options, compute, group)
             recipe = recipe_of(options, training, val, config, compute)
-        workers.check_same(recipe)
-        with workers.agreed():
+        group.check_same(recipe)
+        with group.raise_on_all_ranks():
             threads = torch.get_num_threads() if device.type == "cpu" else None
-            machine = {"workers": workers.size, "device": device.type, "threads": threads}
-            run = stack.enter_context(RunFolder(options, recipe, machine, config, workers))
+            machine = {"workers": group.world_size, "device": device.type, "threads": threads}
+            run = stack.enter_context(RunFolder(options, recipe, machine, config, group))
 
-        progress = resumed(trainer, run, workers)
-        workers.broadcast(model.state_dict().values())
+        progress = resumed(trainer, run, group)
+        group.broadcast(model.state_dict().values())
         if not progress.updates:
             LOGGER.info("weights from %s", origin)
-        LOGGER.info("%s; %s on %s; %d texts in training", workers.launcher, precision.name, device, sum(map(len, task.texts)))
+        LOGGER.info("%s; %s on %s; %d texts in training", group.launcher, precision.name, device, sum(map(len, task.texts)))
         LOGGER.info(
             "an update is %d micro-steps, %d on each worker; the loss terms weigh as with %d on each",
-            micro_steps * workers.size,
+            micro_steps * group.world_size,
             micro_steps,
             options.train_batch_size,
         )
         cache = None
-        with workers.agreed():
+        with group.raise_on_all_ranks():
             cache = ImageCache.of(training, loader, options.image_cache * 2**30)
         task.without_images = cache is not None
-        read = loader(task, task.halves_after(progress.updates * micro_steps))
+        read = loader(task, task.anchor_batches_after(progress.updates * micro_steps))
         halves = stoppable(map(cache.fill, read) if cache else read, stop)
 
         def measure() -> dict[str, float]:
-            return workers.share(validate(model, val, compute, loader, workers, options))
+            return group.share(validate(model, val, compute, loader, group, options))
 
         train(trainer, halves, measure, progress, run, stop)
         results = {"best_update": progress.best_update, "validation": progress.best}
         if test is not None:
             run.load_best(model)
-            workers.broadcast(model.state_dict().values())
-            if scored := score_matrix(model, test, compute, loader, workers):
+            group.broadcast(model.state_dict().values())
+            if scored := score_matrix(model, test, compute, loader, group):
                 results["test"] = recalls(ranks(scored.scores, test.image_of))
                 run.scalars("test", results["test"], progress.updates)
                 LOGGER.info("test, with the best checkpoint in validation:\n%s", table({"test": results["test"]}))
         run.save_results(results)
 
 
-def resumed(trainer: Trainer, run: RunFolder, workers: Workers) -> Progress:
+def resumed(trainer: Trainer, run: RunFolder, group: ProcessGroup) -> Progress:
     """How far the run is that goes on, its state restored on every worker; or the beginning of a new one."""
-    state = workers.share(run.take_state())
+    state = group.share(run.take_state())
     if state is None:
         return Progress()
     trainer.restore(state)
@@ -139,7 +150,7 @@ def resumed(trainer: Trainer, run: RunFolder, workers: Workers) -> Progress:
 
 def train(
     trainer: Trainer,
-    halves: Iterator[Half],
+    halves: Iterator[AnchorBatch],
     measure: Callable[[], dict[str, float]],
     progress: Progress,
     run: RunFolder,
@@ -149,10 +160,10 @@ def train(
 
     Raises:
         Interrupted: by SIGTERM or Ctrl-C.
-        WorkerLost: another worker has gone.
+        RankLost: another worker has gone.
     """
     options = trainer.options
-    with progress_bar(trainer.workers.first, total=options.num_train_steps, initial=progress.updates, desc="training") as bar:
+    with progress_bar(trainer.group.is_main, total=options.num_train_steps, initial=progress.updates, desc="training") as bar:
         try:
             while not progress.finished(options):
                 if progress.validation_due(options):
@@ -176,14 +187,14 @@ def train(
                 if progress.checkpoint_due(options):
                     with stop.deferred():
                         run.save(progress, trainer.state())
-        except (Interrupted, WorkerLost):
-            if trainer.between_updates:
+        except (Interrupted, RankLost):
+            if trainer.state_is_consistent:
                 with stop.deferred():
                     run.save(progress, trainer.state())
             raise
 
 
-def stoppable(halves: Iterator[Half], stop: Stop) -> Iterator[Half]:
+def stoppable(halves: Iterator[AnchorBatch], stop: Stop) -> Iterator[AnchorBatch]:
     """The same halves; where a signal has arrived, ends between two micro-steps by raising ``Interrupted``."""
     for half in halves:
         if half.anchor == "image":
@@ -201,19 +212,24 @@ def describe_update(terms: UpdateTerms, trainer: Trainer, progress: Progress, se
         LOGGER.warning("update %d skipped: its gradient is not finite; the loss scale is now %g", progress.updates, scale)
     if progress.skipped:
         shown["skipped"] = progress.skipped
-    examples = 2 * trainer.micro_steps * trainer.workers.size
+    examples = 2 * trainer.micro_steps * trainer.group.world_size
     return shown | {"lr": terms.learning_rate, "grad_norm": terms.grad_norm, "ex/s": examples / seconds}
 
 
 def validate(
-    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, workers: Workers, options: TrainOptions
+    model: RetrievalModel,
+    source: RetrievalSplit,
+    compute: ComputeSettings,
+    loader: Loader,
+    group: ProcessGroup,
+    options: TrainOptions,
 ) -> dict[str, float] | None:
     """Full validation, or quick: each text's image among ``inf_minibatch_size`` images, the same for every run and seed.
 
     Worker 0 has the result, the others None.
     """
     candidates = None if options.full_val else sampled_candidates(source, options.inf_minibatch_size)
-    scored = score_matrix(model, source, compute, loader, workers, candidates=candidates)
+    scored = score_matrix(model, source, compute, loader, group, candidates=candidates)
     if scored is None:
         return None
     found = ranks(scored.scores, source.image_of)

@@ -89,7 +89,7 @@ def score_examples(
     """
     scores = np.empty((len(examples), 2, 2), np.float32)
     with (
-        retriever.model.prepared(retriever.compute),
+        retriever.compute.inference(retriever.model),
         progress_bar(True, total=len(examples), desc="winoground", unit="example") as bar,
     ):
         for batch, rows in _batches(examples):

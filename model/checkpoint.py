@@ -12,7 +12,7 @@ from torch import Tensor
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from utils.errors import InputError
-from utils.save import load_tensors, save_tensors
+from utils.tensors import load_tensors, save_tensors
 
 Head = Literal["rank_output", "itm_output", "random"]
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from data.batch import InputLimits
 from utils.errors import InputError
 from utils.options import read_json_as
 
@@ -78,6 +79,11 @@ class UniterConfig:
                     f"{option} names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
                 )
         return tuple(sorted(numbers))
+
+    @property
+    def input_limits(self) -> InputLimits:
+        """What the data have to fit."""
+        return InputLimits(self.vocab_size, self.max_position_embeddings, self.img_dim)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that ``from_json`` reads."""

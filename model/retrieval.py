@@ -5,7 +5,8 @@ Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first;
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,33 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import PairBatch
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.linear import packed_weights
-from model.packing import ChunkSize
 from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
 
 
+def _as_it_is(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
-class Compute:
+class ComputeSettings:
     """How the encoder computes.
 
     Attributes:
         precision: the device and the arithmetic.
-        chunk: bounds of what it runs on at a time, which change no result.
-        mining: the arithmetic in which candidates are scored to find the hard ones; that of ``precision`` if None.
+        chunk: bounds on the pairs it runs at once; they change no result.
+        mining: the arithmetic in which candidates are scored to mine negatives; that of ``precision`` if None.
         checkpointing: keep only each layer's input for the backward pass and compute the layer again there (Chen et al. 2016,
-            arXiv 1604.06174), which changes no result.
+            arXiv 1604.06174); changes no result.
+        prepare: makes an encoder ready to compute in a type, for many pairs without gradient; see ``model/cpu.py``.
     """
 
     precision: Precision
     chunk: ChunkSize
     mining: Precision | None = None
     checkpointing: bool = False
+    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _as_it_is
 
-    def for_mining(self) -> Compute:
-        """How candidates are scored."""
+    def for_mining(self) -> ComputeSettings:
+        """The settings in which candidates are scored."""
         return replace(self, precision=self.mining or self.precision)
+
+    def inference(self, model: RetrievalModel) -> AbstractContextManager[None]:
+        """The context in which many pairs are scored without gradient; weights must not change inside."""
+        return self.prepare(model.uniter.encoder, self.precision.dtype)
 
 
 class Scored(NamedTuple):
@@ -64,22 +74,18 @@ class RetrievalModel(nn.Module):
         """The architecture."""
         return self.uniter.config
 
-    def embed(self, batch: PairBatch, compute: Compute) -> Embedded:
+    def embed(self, batch: PairBatch, compute: ComputeSettings) -> Embedded:
         """Embed each distinct text and image of ``batch`` once."""
         with compute.precision.autocast():
             return self.uniter.embed(batch)
 
-    def score(self, embedded: Embedded, pairs: Tensor, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
+    def score(self, embedded: Embedded, pairs: Tensor, compute: ComputeSettings, request: MapRequest = NO_MAPS) -> Scored:
         """Score ``pairs`` (P, 2) of embedded texts and images; the head computes in fp32, so that scores do not tie."""
         with compute.precision.autocast():
             encoded = self.uniter.encode(embedded, pairs, compute.chunk, request, checkpointing=compute.checkpointing)
         return Scored(self.rank_output(self.uniter.pooler(encoded.cls.float())).squeeze(1), encoded.maps)
 
-    def prepared(self, compute: Compute) -> AbstractContextManager[None]:
-        """The context in which many pairs are scored without gradient by weights that do not change."""
-        return packed_weights(self.uniter.encoder, compute.precision.dtype)
-
-    def forward(self, batch: PairBatch, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
+    def forward(self, batch: PairBatch, compute: ComputeSettings, request: MapRequest = NO_MAPS) -> Scored:
         """Embed and score the pairs of ``batch``."""
         return self.score(self.embed(batch, compute), batch.pairs, compute, request)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.batch import PairBatch, Ragged
+from model.chunks import Chunk, ChunkSize, chunks
 from model.config import UniterConfig
 from model.embeddings import ImageEmbeddings, TextEmbeddings
-from model.layers import Block, Pooler
-from model.packing import Chunk, ChunkSize, chunks
+from model.layers import Layer, Pooler
 
 
 class Embedded(NamedTuple):
@@ -50,11 +50,11 @@ class Encoded(NamedTuple):
 
 
 class UniterEncoder(nn.Module):
-    """The stack of blocks."""
+    """The stack of layers."""
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
         self, hidden: Tensor, chunk: Chunk, request: MapRequest, *, checkpointing: bool
@@ -62,20 +62,18 @@ class UniterEncoder(nn.Module):
         """(B, N, H) → [CLS] rows (B, H) and, by (layer, pair), the maps of the requested pairs that are in this chunk."""
         wanted = [(row, pair) for row, pair in enumerate(chunk.members.tolist()) if pair in request.pairs]
         maps: dict[tuple[int, int], Tensor] = {}
-        for number, block in enumerate(self.layer):
+        for number, layer in enumerate(self.layer):
             if wanted and number in request.layers:
-                assert isinstance(block, Block)
-                scores = block.attention.self.scores(hidden[[row for row, _ in wanted]])
+                assert isinstance(layer, Layer)
+                scores = layer.attention.self.scores(hidden[[row for row, _ in wanted]])
                 for (row, pair), score in zip(wanted, scores, strict=True):
                     length = int(chunk.lengths[row])
                     maps[number, pair] = score[:, :length, :length]
-            run = partial(block, cls_only=number == len(self.layer) - 1)
-            if not torch.is_grad_enabled():
-                hidden = run(hidden, chunk.mask)
-            elif checkpointing:
+            run = partial(layer, cls_only=number == len(self.layer) - 1)
+            if checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(run, hidden, chunk.mask, use_reentrant=False)
             else:
-                hidden = run(hidden, chunk.mask, recompute=True)
+                hidden = run(hidden, chunk.mask)
         return hidden[:, 0], maps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from utils.run_options import TrainOptions
+from optim.options import TrainOptions
 
 
 @dataclass

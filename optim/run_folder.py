@@ -17,18 +17,18 @@ from typing import Any
 
 from torch import Tensor
 
-from data.tasks import PairSource
+from data.datasets import RetrievalSplit
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import LATEST, TrainOptions
 from optim.progress import Progress
-from utils.distributed import Workers
+from utils.distributed import ProcessGroup
 from utils.errors import InputError
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.provenance import save_git_state
 from utils.run_log import RunLog
-from utils.run_options import LATEST, TrainOptions
-from utils.save import load_tensors, save_tensors
+from utils.tensors import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)
 OF_TRAINER = {"model", "optimiser", "scaler"}
@@ -51,10 +51,15 @@ class RunFolder:
     """
 
     def __init__(
-        self, options: TrainOptions, recipe: dict[str, Any], machine: dict[str, Any], config: UniterConfig, workers: Workers
+        self,
+        options: TrainOptions,
+        recipe: dict[str, Any],
+        machine: dict[str, Any],
+        config: UniterConfig,
+        group: ProcessGroup,
     ) -> None:
         self._state: dict[str, Any] | None = None
-        self.writes = workers.first
+        self.writes = group.is_main
         if not self.writes:
             return
         self.path = Path(options.output_dir)
@@ -193,10 +198,16 @@ class RunFolder:
 
 
 def recipe_of(
-    options: TrainOptions, training: Sequence[PairSource], val: PairSource, config: UniterConfig, compute: Compute
+    options: TrainOptions,
+    training: Sequence[RetrievalSplit],
+    val: RetrievalSplit,
+    config: UniterConfig,
+    compute: ComputeSettings,
 ) -> dict[str, Any]:
     """What the result of a training depends on: the options that are not free, and what the free ones among them stand for."""
-    recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if not field.metadata["free"]}
+    recipe = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.metadata["affects_result"]
+    }
     data = [source.fingerprint() for source in training]
     recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
     recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}

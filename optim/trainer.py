@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batch import Half
-from model.objective import HalfLoss, Objective
-from model.retrieval import Compute, RetrievalModel
-from optim.build import build_optimiser
-from optim.gradient import Gradient
-from optim.schedule import iais_weight, learning_rate
-from utils.distributed import Workers
+from data.batch import AnchorBatch
+from model.cpu import recompute_in_backward
+from model.objective import LossTerms, Objective
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.optimizer import FlatGradient, build_optimizer, iais_weight, learning_rate
+from optim.options import TrainOptions
+from utils.distributed import ProcessGroup
 from utils.errors import InputError
-from utils.run_options import TrainOptions
 
 # fp16 skips an update whose gradient overflows and halves the scale. What still overflows at this scale is no overflow.
 SMALLEST_SCALE = 2.0**-10
@@ -49,18 +48,18 @@ class Trainer:
 
     Attributes:
         micro_steps: of one update on this worker.
-        between_updates: whether the state is whole, also after an exception: false when one came in the midst of a step.
+        state_is_consistent: whether the state is whole, also after an exception: false when one came in the midst of a step.
 
     Raises:
         InputError: ``iais_layers`` names a layer that the encoder does not have; ``effective_batch`` does not fit the workers.
     """
 
-    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: Compute, workers: Workers) -> None:
+    def __init__(self, model: RetrievalModel, options: TrainOptions, compute: ComputeSettings, group: ProcessGroup) -> None:
         self.model = model
         self.options = options
         self.compute = compute
-        self.workers = workers
-        self.micro_steps = options.micro_steps(self.workers.size)
+        self.group = group
+        self.micro_steps = options.micro_steps(self.group.world_size)
         self.objective = Objective(
             hard_neg_size=options.hard_neg_size,
             margin=options.margin,
@@ -69,11 +68,13 @@ class Trainer:
             layers=model.config.layer_numbers(options.iais_layers, "iais_layers"),
             modality=options.iais_modality,
         )
-        self.optimiser = build_optimiser(model, options.optim, options.betas, options.weight_decay)
-        self.gradient = Gradient(model.parameters())
-        self.between_updates = True
+        self.optimiser = build_optimizer(model, options.optim, options.betas, options.weight_decay)
+        self.gradient = FlatGradient(model.parameters())
+        if not compute.checkpointing:
+            recompute_in_backward(model)
+        self.state_is_consistent = True
 
-    def update(self, halves: Iterator[Half], number: int) -> UpdateTerms:
+    def update(self, halves: Iterator[AnchorBatch], number: int) -> UpdateTerms:
         """Take the halves of one update from ``halves`` and apply their gradient as update ``number``, counted from 0.
 
         Dropout is drawn from (seed, worker, number). The gradient is averaged over the workers, so that N workers of A
@@ -82,16 +83,14 @@ class Trainer:
         Raises:
             InputError: a loss or gradient that is not finite; the message names the texts and images. Under fp16 such a step is
                 skipped, and this is raised only when that does not help.
-            WorkerLost: before the step, so that the model is still that of the last update.
+            RankLost: before the step, so that the model is still that of the last update.
         """
         options, scaler = self.options, self.compute.precision.scaler
         rate = learning_rate(number + 1, options.learning_rate, options.warmup_steps, options.num_train_steps)
         weight = options.iais_weight * iais_weight(number, options.num_train_steps, options.iais_schedule)
         # As published: the sum over train_batch_size micro-steps is not divided, whatever share of them this worker has.
         divisor = self.micro_steps if options.iais_divide else self.micro_steps / options.train_batch_size
-        torch.manual_seed(
-            int(np.random.SeedSequence([options.seed, self.workers.rank, number]).generate_state(1, np.uint64)[0])
-        )
+        torch.manual_seed(int(np.random.SeedSequence([options.seed, self.group.rank, number]).generate_state(1, np.uint64)[0]))
         self.gradient.zero()
         ranking, alignment, traces = [], [], []
         for _ in range(2 * self.micro_steps // options.micro_steps_per_pass):
@@ -104,8 +103,8 @@ class Trainer:
 
         # On the CPU and first: there a worker that has gone is noticed, while NCCL would wait for it on the GPU.
         terms = torch.stack([torch.cat(ranking).detach(), torch.cat(alignment).detach()]).cpu()
-        self.workers.average(terms)
-        self.workers.average(self.gradient.flat)
+        self.group.average(terms)
+        self.group.average(self.gradient.flat)
         scaler.unscale_(self.optimiser)
         limit = options.grad_norm if options.grad_norm > 0 else math.inf
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
@@ -113,7 +112,7 @@ class Trainer:
         finite = math.isfinite(norm) and bool(terms.isfinite().all())
         if not finite and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
             self._refuse(traces, f"update {number + 1} at learning rate {rate:g} (peak {options.learning_rate:g})", norm)
-        self.between_updates = False
+        self.state_is_consistent = False
         if finite:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
@@ -121,7 +120,7 @@ class Trainer:
             scaler.update()
         else:
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
-        self.between_updates = True
+        self.state_is_consistent = True
         return UpdateTerms(terms[0], terms[1], weight, rate, norm, skipped=not finite)
 
     def state(self) -> dict[str, Any]:
@@ -139,11 +138,11 @@ class Trainer:
         self.compute.precision.scaler.load_state_dict(state["scaler"])
 
     def _refuse(self, traces: list[_Trace], when: str, norm: float) -> None:
-        with self.workers.agreed():
-            named = next((named for trace in traces if (named := trace.culprits())), None)
+        with self.group.raise_on_all_ranks():
+            named = next((named for trace in traces if (named := trace.first_non_finite())), None)
             if named:
                 raise InputError(f"{when}: {named}")
-        with self.workers.agreed():
+        with self.group.raise_on_all_ranks():
             raise InputError(f"{when}: the gradient's norm is {norm}, expected a finite one")
 
 
@@ -159,11 +158,11 @@ class _Trace(NamedTuple):
     gradient: Tensor  # (), finite while the gradient accumulated so far is
 
     @classmethod
-    def of(cls, half: Half, loss: HalfLoss, gradient: Gradient) -> _Trace:
+    def of(cls, half: AnchorBatch, loss: LossTerms, gradient: FlatGradient) -> _Trace:
         names = half.batch.text_ids, half.batch.image_names
-        return cls(half.anchor, *names, loss.pairs, loss.hinge.detach(), loss.alignment.detach(), gradient.mark())
+        return cls(half.anchor, *names, loss.pairs, loss.hinge.detach(), loss.alignment.detach(), gradient.finite_mark())
 
-    def culprits(self) -> str | None:
+    def first_non_finite(self) -> str | None:
         """The first thing of this half that is not finite, and where; None when all of it is finite."""
         for group, pairs in enumerate(self.pairs):
             bad = self.hinge[group].isfinite().logical_not().cpu()

@@ -23,10 +23,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from evaluation.recall import table
+from optim.options import TrainOptions
 from utils.errors import InputError, one_line_errors
 from utils.files import read_json, save_json
 from utils.options import parse_options
-from utils.run_options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular", ["--IAIS", "singular"])}

@@ -30,7 +30,7 @@ from scripts.download.mirror import ADVICE, Mirror
 from scripts.download.partial import Partial
 from scripts.download.work import Work, in_units
 from utils.errors import InputError, one_line_errors
-from utils.stop import Stop
+from utils.signals import Stop
 
 ORIGINAL = "https://convaisharables.blob.core.windows.net/uniter"
 FLICKR = ("img_db/flickr30k.tar", *(f"txt_db/itm_flickr30k_{split}.db.tar" for split in ("train", "val", "test")))

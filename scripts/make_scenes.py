@@ -28,10 +28,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from tqdm import tqdm
 
-from scripts.scenes.captions import CAPTIONS, NUMBERS
-from scripts.scenes.write import SPLITS, Job, Recipe, captions_of, plan, scene_of, twins_of, write_image, write_winoground
+from examples.scenes.captions import CAPTIONS, NUMBERS
+from examples.scenes.write import SPLITS, Job, Recipe, captions_of, plan, scene_of, twins_of, write_image, write_winoground
 from utils.errors import InputError, one_line_errors
-from utils.files import building
+from utils.files import atomic_folder
 
 README = """\
 The scenes dataset: drawn pictures of simple shapes, made by
@@ -98,7 +98,7 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, workers: i
     """
     jobs = plan(counts, recipe)
     of_split = {split: [job for job in jobs if job.split == split] for split in SPLITS}
-    with building(output) as root:
+    with atomic_folder(output) as root:
         for folder in ("images", "features", "entities/Sentences", "entities/Annotations"):
             (root / folder).mkdir(parents=True)
         work = partial(write_image, root, recipe=recipe)

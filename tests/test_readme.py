@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from utils.run_options import InferenceOptions, TrainOptions
+from evaluation.options import InferenceOptions
+from optim.options import TrainOptions
 
 README = Path(__file__).parent.parent / "README.md"
 ONLY_INFERENCE = ("txt_db", "img_db", "train_config", "batch_size", "candidates", "report")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
+from examples.scenes.write import Recipe
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts.make_scenes import make_scenes
-from scripts.scenes.write import Recipe
 from tests.standins import ROOT, Docker, environment
 
 DOCUMENT = ROOT / "docs/your-own-data.md"

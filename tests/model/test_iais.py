@@ -17,8 +17,8 @@ from model.iais import (
     REGULARISERS,
     Blocks,
     Modality,
+    PairAttention,
     Regulariser,
-    attention_blocks,
     cacr,
     congruent_pseudo,
     distributed,
@@ -28,11 +28,11 @@ from model.iais import (
     singular,
     singular_pseudo,
 )
-from model.retrieval import Compute
+from model.retrieval import ComputeSettings
 from tests import naive
 from tests.conftest import BUNDLED, Golden
 from tests.test_programs import fails, training
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 from utils.run_log import read_scalars
 
 HEADS, WORDS, REGIONS = 3, 5, 4
@@ -49,7 +49,7 @@ def random_scores(seed: int = 0, words: int = WORDS, regions: int = REGIONS, sca
 
 
 def random_blocks(seed: int = 0, words: int = WORDS, regions: int = REGIONS, scale: float = 2.0) -> Blocks:
-    return attention_blocks(random_scores(seed, words, regions, scale), words + 2)
+    return PairAttention.of_map(random_scores(seed, words, regions, scale), words + 2)
 
 
 @both_ways
@@ -58,7 +58,7 @@ def test_the_twin_agrees(kind: Regulariser, modality: Modality) -> None:
     for seed, (words, regions) in enumerate([(5, 4), (2, 7), (1, 3), (6, 1)]):
         scores = random_scores(seed, words, regions)
         expected = naive.alignment(kind.__name__, list(scores), words + 2, modality)
-        actual = kind(attention_blocks(scores, words + 2), modality).item()
+        actual = kind(PairAttention.of_map(scores, words + 2), modality).item()
         assert actual == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
@@ -69,7 +69,7 @@ def test_finite_and_not_negative(kind: Regulariser, modality: Modality, scale: f
     """Also where attention is so peaked that it underflows; and so is the gradient."""
     for words, regions in [(WORDS, REGIONS), (1, REGIONS), (WORDS, 1), (1, 1)]:
         scores = random_scores(1, words, regions, scale).float().requires_grad_()
-        loss = kind(attention_blocks(scores, words + 2), modality)
+        loss = kind(PairAttention.of_map(scores, words + 2), modality)
         loss.backward()
         assert -EPSILON < loss.item() < float("inf")
         assert scores.grad is not None
@@ -80,7 +80,7 @@ def test_finite_and_not_negative(kind: Regulariser, modality: Modality, scale: f
 def test_zero_where_nothing_differs(kind: Regulariser) -> None:
     """Attention that is even everywhere agrees with itself; and a single word can attend to nothing but itself."""
     for modality in MODALITIES:
-        assert abs(kind(attention_blocks(torch.zeros(HEADS, 11, 11), WORDS + 2), modality).item()) < EPSILON
+        assert abs(kind(PairAttention.of_map(torch.zeros(HEADS, 11, 11), WORDS + 2), modality).item()) < EPSILON
         assert kind(random_blocks(), modality).item() > 100 * EPSILON
     assert abs(kind(random_blocks(words=1), "L").item()) < EPSILON
     assert abs(kind(random_blocks(regions=1), "V").item()) < EPSILON
@@ -99,8 +99,8 @@ def test_order_of_words_and_regions_changes_nothing(kind: Regulariser, modality:
     scores = random_scores()
     order = torch.tensor([0, 3, 1, 5, 2, 4, 6, *(7 + torch.tensor([2, 0, 3, 1])).tolist()])
     permuted = scores[:, order][:, :, order]
-    expected = kind(attention_blocks(scores, WORDS + 2), modality)
-    torch.testing.assert_close(kind(attention_blocks(permuted, WORDS + 2), modality), expected)
+    expected = kind(PairAttention.of_map(scores, WORDS + 2), modality)
+    torch.testing.assert_close(kind(PairAttention.of_map(permuted, WORDS + 2), modality), expected)
 
 
 @both_ways
@@ -110,7 +110,7 @@ def test_gradient_reaches_queries_and_keys(kind: Regulariser, modality: Modality
     size = WORDS + 2 + REGIONS
     generator = torch.Generator().manual_seed(2)
     queries, keys = (torch.randn(HEADS, size, 8, generator=generator, requires_grad=True) for _ in range(2))
-    kind(attention_blocks(queries @ keys.mT, WORDS + 2), modality).backward()
+    kind(PairAttention.of_map(queries @ keys.mT, WORDS + 2), modality).backward()
     own = slice(1, WORDS + 1) if modality == "L" else slice(WORDS + 2, None)
     for part in (queries, keys):
         assert part.grad is not None
@@ -130,7 +130,9 @@ def test_what_lies_across_has_its_derivative_too(modality: Modality) -> None:
     """Of the published losses, all of it: an argmax changes nothing where it does not jump."""
     for kind in (singular, distributed):
         scores = random_scores(3).requires_grad_()
-        assert torch.autograd.gradcheck(lambda scores, kind=kind: kind(attention_blocks(scores, WORDS + 2), modality), scores)
+        assert torch.autograd.gradcheck(
+            lambda scores, kind=kind: kind(PairAttention.of_map(scores, WORDS + 2), modality), scores
+        )
 
 
 @both_ways
@@ -167,7 +169,7 @@ def fourth(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_fourth_is_one_function(
-    fourth: str, bundled: Golden, compute: Compute, loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fourth: str, bundled: Golden, compute: ComputeSettings, loader: Loader, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By its name alone it is an option that a training takes, and a number that evaluation gives."""
     options = {"num_train_steps": 1, "warmup_steps": 0, "inf_minibatch_size": 8}
@@ -176,7 +178,7 @@ def test_a_fourth_is_one_function(
     assert json.loads((tmp_path / "run/log/hps.json").read_text())["IAIS"] == fourth
     assert read_scalars(tmp_path / "run/log")["train/iais"][1] > 0
 
-    measured = alignment_of_positives(bundled.model(), bundled.source(), compute, loader, Alone())
+    measured = alignment_of_positives(bundled.model(), bundled.source(), compute, loader, SingleProcess())
     assert list(measured) == list(REGULARISERS)
     assert all(measured[fourth][modality] > 0 for modality in MODALITIES)
 

@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.layers import Block
 from model.memory import forgotten
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
 from tests.model.test_twin import ALL, CONFIG, random_batch
 from utils.precision import Precision
 
 
-def gradient(compute: Compute) -> tuple[Tensor, int]:
+def gradient(compute: ComputeSettings) -> tuple[Tensor, int]:
     """The gradient of all weights, with dropout, and how many bytes the forward pass left allocated for its computation."""
     torch.manual_seed(1)
     model = RetrievalModel(CONFIG.with_dropout(0.3)).train()
@@ -48,7 +48,9 @@ def test_what_is_forgotten_is_not_kept(forget: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_repeating_operations_changes_no_gradient(compute: Compute, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+def test_repeating_operations_changes_no_gradient(
+    compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     compute = replace(compute, precision=Precision(precision, torch.device("cpu")))  # type: ignore[arg-type]
     lean, kept_by_lean = gradient(compute)
     whole_layers, kept_by_whole_layers = gradient(replace(compute, checkpointing=True))

@@ -8,15 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from optim.adamw import BertAdamW
-from optim.build import build_optimiser
-from optim.schedule import iais_weight, learning_rate
+from optim.optimizer import BertAdamW, build_optimizer, iais_weight, learning_rate
 from tests.conftest import Golden
 
 
 def test_what_decays(bundled: Golden) -> None:
     model = bundled.model()
-    decaying, exempt = build_optimiser(model, "adamw", (0.9, 0.98), 0.01).param_groups
+    decaying, exempt = build_optimizer(model, "adamw", (0.9, 0.98), 0.01).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     left_out = {names[id(parameter)] for parameter in exempt["params"]}
     assert (decaying["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)

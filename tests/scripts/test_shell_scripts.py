@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.boxes import BoxRule
 from data.image_db import ImageDatabase
 from data.text_db import TextDatabase
 from tests.standins import ROOT, Docker, run, says
@@ -91,7 +92,7 @@ def test_an_image_database_by_the_folders_name(tmp_path: Path) -> None:
     words = ("bash", ROOT / "scripts/create_imgdb.sh")
     done = run(*words, tmp_path / "mine/", tmp_path / "img_db", "--conf_th", "-1", "--nproc", 1)
     assert done.returncode == 0, done.stderr
-    database = ImageDatabase(tmp_path / "img_db/mine", conf_th=-1)
+    database = ImageDatabase(tmp_path / "img_db/mine", BoxRule(-1))
     assert database.names() == ["a.npz"]
     database.close()
     says(run(*words, tmp_path), 2, "usage: create_imgdb.sh IMG_NPY IMG_DB")

@@ -16,7 +16,7 @@ from data.image_db import ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
-from evaluation.curves import curves_figure, running_mean
+from evaluation.plots.curves import curves_figure, running_mean
 from scripts.visualize import main, short_names
 from tests.conftest import BUNDLED
 from tests.launch import ROOT
