@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from data.datasets import RetrievalSplit
 from data.loader import Loader
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import read_candidates
@@ -35,7 +35,7 @@ from model.retrieval import ComputeSettings
 from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json, save_npz, sha256
-from utils.logger import log_to_screen
+from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance

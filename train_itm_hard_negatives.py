@@ -16,10 +16,11 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import HardNegativeDataset, RetrievalSplit
+from data.datasets import HardNegativeDataset
 from data.image_cache import ImageCache
 from data.loader import Loader
 from data.neighbours import read_neighbours
+from data.split import RetrievalSplit
 from evaluation.recall import ranks, recalls, sampled_recalls, table
 from evaluation.scoring import sampled_candidates, score_matrix
 from model.checkpoint import load_checkpoint
@@ -33,7 +34,7 @@ from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer, UpdateTerms
 from utils.distributed import ProcessGroup, connect
 from utils.errors import InputError, Interrupted, RankLost, one_line_errors
-from utils.logger import log_to_screen, progress_bar
+from utils.logging import log_to_screen, progress_bar
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.signals import Stop

@@ -25,9 +25,10 @@ import torch
 
 from benchmarks.machine import memory_peak, start_memory_peak
 from benchmarks.synthetic import image_name, write_data
-from data.datasets import HardNegativeDataset, RetrievalSplit
+from data.datasets import HardNegativeDataset
 from data.image_db import ImageDatabaseWriter
 from data.loader import Loader
+from data.split import RetrievalSplit
 from data.text_db import TextDatabaseWriter
 from evaluation.recall import ranks, recalls
 from evaluation.scoring import score_matrix

@@ -14,9 +14,10 @@ from torch import nn
 
 from benchmarks.machine import fastest_product, memory_peak, start_memory_peak
 from benchmarks.reference import Reference, decode, read, to
-from data.datasets import Anchor, HardNegativeDataset, RetrievalSplit, read_pairs
+from data.datasets import Anchor, HardNegativeDataset
 from data.image_cache import ImageCache
 from data.loader import Loader
+from data.split import RetrievalSplit, read_pairs
 from evaluation.scoring import score_matrix
 from model.chunks import ChunkSize
 from model.config import UniterConfig

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.datasets import RetrievalSplit
+from data.split import RetrievalSplit
 from model.iais import REGULARISERS, Modality, PairAttention
 from model.retrieval import RetrievalModel, hinge
 

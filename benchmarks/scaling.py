@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.synthetic import write_data
-from data.datasets import HardNegativeDataset, RetrievalSplit
+from data.datasets import HardNegativeDataset
 from data.loader import Loader
+from data.split import RetrievalSplit
 from model.chunks import ChunkSize
 from model.config import UniterConfig
 from model.cpu import packed_for_inference

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from data.batch import AnchorBatch, Ragged
-from data.datasets import BlockDataset, RetrievalSplit
+from data.datasets import BlockDataset
 from data.loader import Loader
+from data.split import RetrievalSplit
 
 IMAGES_PER_BLOCK = 256
 LOGGER = logging.getLogger(__name__)

@@ -7,14 +7,14 @@ import torch
 from torch.utils.data import Dataset
 
 from data.batch import PairBatch
-from data.datasets import RetrievalSplit, read_pairs
 from data.loader import Loader
+from data.split import RetrievalSplit, read_pairs
 from evaluation.rounds import shared_out
 from model.iais import MODALITIES, REGULARISERS, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import ProcessGroup
-from utils.logger import progress_bar
+from utils.logging import progress_bar
 
 PAIRS_PER_BLOCK = 32  # their maps are held together: heads × (words + regions)² numbers each
 

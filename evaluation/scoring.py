@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from data.batch import PairBatch, Ragged
-from data.datasets import BlockDataset, RetrievalSplit, draw_others
+from data.datasets import BlockDataset, draw_others
 from data.loader import Loader
+from data.split import RetrievalSplit
 from evaluation.candidates import Candidates
 from evaluation.rounds import shared_out
 from evaluation.unfinished import unscored
@@ -23,7 +24,7 @@ from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import Embedded
 from utils.distributed import ProcessGroup
 from utils.errors import InputError
-from utils.logger import progress_bar
+from utils.logging import progress_bar
 
 TEXTS_PER_BLOCK = 16
 IMAGES_PER_BLOCK = 256

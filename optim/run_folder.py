@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.datasets import RetrievalSplit
+from data.split import RetrievalSplit
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import ComputeSettings, RetrievalModel
@@ -26,8 +26,8 @@ from optim.progress import Progress
 from utils.distributed import ProcessGroup
 from utils.errors import InputError
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
+from utils.logging import RunLog
 from utils.provenance import save_git_state
-from utils.run_log import RunLog
 from utils.tensors import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)

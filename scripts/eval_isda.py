@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from data.datasets import RetrievalSplit
 from data.image_db import ImageDatabase
 from data.picture_names import feature_name, picture_stem, trailing_number
 from data.sources.entities import picture_names, read_annotated
+from data.split import RetrievalSplit
 from data.text_db import TextDatabase
 from evaluation.isda import Case, Tally, annotated_cases, measure, measure_isd, summary, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
@@ -34,7 +34,7 @@ from evaluation.plots.isda_plot import isda_figure
 from evaluation.retriever import Retriever
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json, short_repr
-from utils.logger import log_to_screen, progress_bar
+from utils.logging import log_to_screen, progress_bar
 from utils.options import option, parse_options, require
 
 LOGGER = logging.getLogger("isda")

@@ -27,7 +27,7 @@ from evaluation.retriever import Retriever
 from evaluation.winoground import Example, outcomes, read_examples, score_examples, summary, table
 from utils.errors import InputError, one_line_errors
 from utils.files import atomic_file, output_folder, save_json, sha256
-from utils.logger import log_to_screen
+from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options, require
 
 LOGGER = logging.getLogger("winoground")

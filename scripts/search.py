@@ -23,7 +23,7 @@ from data.image_db import ImageDatabase
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.retriever import Ranked, Retriever
 from utils.errors import InputError, one_line_errors
-from utils.logger import log_to_screen
+from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options
 
 

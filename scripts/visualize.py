@@ -32,8 +32,8 @@ from evaluation.plots.pictures import VIEWS, pair_figure
 from evaluation.plots.regions import read_picture
 from evaluation.retriever import Attention, Retriever
 from utils.errors import InputError, nearest, one_line_errors
+from utils.logging import read_scalars
 from utils.options import check_at_least, check_sizes, option, parse_options, require
-from utils.run_log import read_scalars
 
 
 @dataclass(frozen=True, kw_only=True)

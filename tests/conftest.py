@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.datasets import RetrievalSplit
 from data.loader import Loader
+from data.split import RetrievalSplit
 from model.checkpoint import load_checkpoint
 from model.chunks import ChunkSize
 from model.config import UniterConfig

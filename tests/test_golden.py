@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import RetrievalSplit, read_pairs
 from data.image_db import ImageDatabase
 from data.loader import Loader
+from data.split import RetrievalSplit, read_pairs
 from evaluation.recall import as_published, ranks, recalls
 from evaluation.scoring import score_matrix
 from model.objective import Objective

@@ -15,8 +15,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from data.batch import AnchorBatch
-from data.datasets import HardNegativeDataset, RetrievalSplit
+from data.datasets import HardNegativeDataset
 from data.loader import Loader
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.scoring import sampled_candidates, score_matrix
 from model.chunks import ChunkSize

@@ -21,7 +21,7 @@ _LINES = {"r1": "-", "r5": "--", "r10": ":"}
 
 
 def curves_figure(runs: Mapping[str, Scalars]) -> Figure:
-    """Draw what ``utils.run_log.read_scalars`` gives of one or more runs, by what to call each.
+    """Draw what ``utils.logging.read_scalars`` gives of one or more runs, by what to call each.
 
     What is recorded of each update is drawn as it is, faintly, and as a running mean. A panel that no run has is left out.
 

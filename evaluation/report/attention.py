@@ -16,7 +16,7 @@ from evaluation.report.runs import Run
 from evaluation.retriever import Retriever
 from utils.errors import InputError
 from utils.files import sha256
-from utils.logger import progress_bar
+from utils.logging import progress_bar
 
 Pair = tuple[int, int]  # places of a text and of an image
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import BlockDataset, HardNegativeDataset, RetrievalSplit, draw_others
+from data.datasets import BlockDataset, HardNegativeDataset, draw_others
 from data.loader import Loader
+from data.split import RetrievalSplit
 from tests.conftest import CPU, Golden
 from utils.errors import InputError
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from data.datasets import RetrievalSplit
 from data.image_db import Image, ImageDatabase
 from data.loader import Loader
+from data.split import RetrievalSplit
 from evaluation import scoring
 from evaluation.alignment import alignment_of_positives
 from evaluation.candidates import Candidates
@@ -69,12 +69,12 @@ def test_only_candidates_are_scored_and_only_their_images_read(
         read.append(name)
         return look_up(self, name)
 
-    def scoring(self: RetrievalModel, embedded: Any, pairs: torch.Tensor, how: ComputeSettings) -> Any:
+    def counting(self: RetrievalModel, embedded: Any, pairs: torch.Tensor, how: ComputeSettings) -> Any:
         scored.append(len(pairs))
         return score_pairs(self, embedded, pairs, how)
 
     monkeypatch.setattr(ImageDatabase, "__getitem__", reading)
-    monkeypatch.setattr(RetrievalModel, "score", scoring)
+    monkeypatch.setattr(RetrievalModel, "score", counting)
     listed = np.zeros((200, 40), bool)
     for text in range(200):
         listed[text, candidates.of_text(text)] = True
@@ -97,7 +97,7 @@ def test_an_interrupted_evaluation_of_candidates_goes_on(
     source, model = bundled.source(), bundled.model()
     candidates = ragged(source)
     whole = score_matrix(model, source, compute, loader, SingleProcess(), candidates=candidates).scores
-    score_block, done = score._score_block, []
+    score_block, done = scoring._score_block, []
 
     def counted(*arguments: Any) -> np.ndarray:
         if len(done) == 4:
@@ -119,7 +119,7 @@ def test_an_interrupted_evaluation_of_candidates_goes_on(
         with pytest.raises(KeyboardInterrupt):
             evaluate()
         missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
-        blocks = set(np.flatnonzero(missing) // score.TEXTS_PER_BLOCK)
+        blocks = set(np.flatnonzero(missing) // scoring.TEXTS_PER_BLOCK)
         assert blocks == {0, *range(3, 13)} - {0, *range(3, 2 + 4 * time)}  # 1 and 2 have nothing to score
         done.clear()
     with pytest.raises(InputError, match="of an unfinished evaluation with other candidates, expected the same"):

@@ -33,7 +33,7 @@ from tests import naive
 from tests.conftest import BUNDLED, Golden
 from tests.test_programs import fails, training
 from utils.distributed import SingleProcess
-from utils.run_log import read_scalars
+from utils.logging import read_scalars
 
 HEADS, WORDS, REGIONS = 3, 5, 4
 EPSILON = 1e-4  # of distributed, whose logarithms have 1e-6 in them

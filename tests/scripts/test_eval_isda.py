@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.datasets import RetrievalSplit
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.loader import Loader
 from data.sources.entities import read_annotated
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.retriever import Retriever
 from examples.scenes.write import Recipe

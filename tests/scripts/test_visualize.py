@@ -22,7 +22,7 @@ from tests.conftest import BUNDLED
 from tests.launch import ROOT
 from tests.test_programs import fails
 from utils.errors import InputError
-from utils.run_log import RunLog, read_scalars
+from utils.logging import RunLog, read_scalars
 
 TEXTS = TextDatabase(BUNDLED.text_db)
 TEXT_ID, IMAGE = TEXTS.ids[3], TEXTS.images[TEXTS.image_of[3]]

@@ -12,12 +12,12 @@ import pytest
 
 from tests.launch import ROOT
 from utils.errors import InputError
-from utils.run_log import EVENT_FILES, RunLog, read_scalars
+from utils.logging import EVENT_FILES, RunLog, read_scalars
 
 
 def test_a_full_disk_for_the_logs(tmp_path: Path) -> None:
     program = (
-        "import pathlib, resource, sys; from utils.run_log import RunLog; log = RunLog(pathlib.Path(sys.argv[1]));"
+        "import pathlib, resource, sys; from utils.logging import RunLog; log = RunLog(pathlib.Path(sys.argv[1]));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY));"
         "[log.scalars({'loss': 1.0}, update) for update in range(1000)]"
     )

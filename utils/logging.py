@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: a text log, and scalars for TensorBoard, which can be read back."""
+"""What programs say: messages and progress on the screen, and a run's text log and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,21 +6,52 @@ import fcntl
 import logging
 import os
 import struct
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # tensorboardX stands on it
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
+from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.logger import FORMAT
+
+FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+class _ScreenHandler(logging.Handler):
+    """Prints above the progress bars instead of through them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_screen(worker: int = 0) -> None:
+    """Send the program's messages to the screen; of workers other than the first only warnings."""
+    handler = _ScreenHandler()
+    if worker:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s worker {worker}: %(message)s", FORMAT.datefmt))
+        handler.setLevel(logging.WARNING)
+    else:
+        handler.setFormatter(FORMAT)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.INFO)
+
+
+def progress_bar(shown: bool, **settings: Any) -> tqdm:
+    """A tqdm bar with these settings, if ``shown``; where nobody watches, in a queue's log file, it speaks once a minute."""
+    seconds = 0.1 if sys.stderr.isatty() else 60
+    return tqdm(disable=not shown, dynamic_ncols=True, mininterval=seconds, maxinterval=max(seconds, 10), **settings)
+
 
 EVENT_FILES = "events.out.tfevents.*"
 
