@@ -26,7 +26,7 @@ from evaluation.isda import (
     summary,
     table,
 )
-from evaluation.plots.isda_plot import isda_figure
+from evaluation.plots.curves import isda_figure
 from model.iais import Blocks, PairAttention
 
 

@@ -12,6 +12,7 @@ from evaluation.ablation.grid import Grid, planned
 from examples.scenes.captions import CAPTIONS
 from examples.scenes.write import Recipe, captions_of, plan, scene_of, twins_of
 from model.iais import REGULARISERS
+from optim.options import TrainOptions
 from scripts.make_scenes import main
 from tests.forks import ROOT
 from tests.test_programs import fails
@@ -75,7 +76,7 @@ def test_the_shipped_ablation_is_of_the_shipped_setting(tmp_path: Path, monkeypa
     for name in ("txt_db/itm_scenes_test.db", "img_db/scenes", "scenes/winoground/examples.jsonl"):
         (tmp_path / "demo/relations" / name).mkdir(parents=True)
     path = "config/ablation-scenes-relations.json"
-    runs = planned(read_json_as(Grid, path), path, tmp_path / "out")
+    runs = planned(read_json_as(Grid, path), path, tmp_path / "out", TrainOptions)
     assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
     assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
     assert runs[0].options.IAIS is None  # the baseline
