@@ -49,7 +49,7 @@ def one_update(
     """The trainer after update ``number``, its terms, and the clipped gradients that the optimiser was given."""
     trainer = Trainer(bundled.model(), options_of(**changes), compute, SingleProcess())
     gradients: dict[str, Tensor] = {}
-    step = trainer.optimiser.step
+    step = trainer.optimizer.step
 
     def recording(*args: Any) -> Any:
         for name, parameter in trainer.model.named_parameters():
@@ -57,7 +57,7 @@ def one_update(
                 gradients[name] = parameter.grad.clone()
         return step(*args)
 
-    monkeypatch.setattr(trainer.optimiser, "step", recording)
+    monkeypatch.setattr(trainer.optimizer, "step", recording)
     return trainer, trainer.update(halves(bundled, trainer.options.micro_steps_per_pass), number), gradients
 
 
@@ -105,11 +105,11 @@ def test_optimiser_is_the_one_asked_for(
 ) -> None:
     changes = {"optim": name, "betas": (0.8, 0.95), "weight_decay": 0.2, "learning_rate": 0.01, "grad_norm": 0.5}
     trainer, terms, gradients = one_update(bundled, compute, monkeypatch, **changes)
-    assert {"adam": "Adam", "adamax": "Adamax", "adamw": "BertAdamW"}[name] == type(trainer.optimiser).__name__
-    group = trainer.optimiser.param_groups[0]
+    assert {"adam": "Adam", "adamax": "Adamax", "adamw": "BertAdamW"}[name] == type(trainer.optimizer).__name__
+    group = trainer.optimizer.param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.2)
-    assert group["lr"] == terms.learning_rate == learning_rate(5, 0.01, 2, 10)
-    assert terms.grad_norm > 0.5
+    assert group["lr"] == terms.scalars["lr"] == learning_rate(5, 0.01, 2, 10)
+    assert terms.scalars["grad_norm"] > 0.5
     clipped = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
     assert clipped == pytest.approx(0.5, rel=1e-4)
 
@@ -290,9 +290,9 @@ def test_effective_batch_keeps_the_weight_of_the_alignment(
 def test_micro_steps() -> None:
     assert options_of(train_batch_size=8).micro_steps(3) == 8
     assert options_of(effective_batch=64).micro_steps(4) == 16
-    with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 workers"):
+    with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 ranks"):
         options_of(effective_batch=64).micro_steps(3)
-    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of an update's 2 micro-steps"):
+    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of the 2 micro-steps per update"):
         options_of(effective_batch=64, micro_steps_per_pass=4).micro_steps(32)
 
 
