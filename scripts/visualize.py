@@ -5,7 +5,7 @@
         --text_id 7 --images PICTURES --output pair.png
     python scripts/visualize.py run A B --output curves.png
 
-Each has its own --help; docs/pictures.md says what is in the pictures.
+Each has its own --help; docs/evaluation.md says what is in the pictures.
 """
 
 from __future__ import annotations

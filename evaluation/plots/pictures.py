@@ -1,4 +1,4 @@
-"""The attention of a (text, image) pair as a figure: its four blocks, how far they align, its regions (docs/pictures.md).
+"""The attention of a (text, image) pair as a figure: its four blocks, how far they align, its regions (docs/evaluation.md).
 
 Shapes: L words, K regions. A block's rows attend to its columns.
 """
