@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from examples.scenes.write import Recipe
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
-from scripts.make_scenes import make_scenes
 from tests.standins import ROOT, Docker, environment
 
 DOCUMENT = ROOT / "docs/data.md"
