@@ -121,8 +121,7 @@ build() { # the wheel into $work
 [[ $# -le 1 && ${1:-} != -* ]] || fail 2 "usage: scripts/install_horovod.sh [PYTHON]"
 python=${1:-$root/.venv/bin/python}
 [[ $# == 1 || -x $python ]] || python=python3
-command -v "$python" >/dev/null || fail 2 "no Python at $python; make .venv with 'make venv' or name one that has torch"
-python=$(command -v "$python")
+python=$(command -v "$python") || fail 2 "no Python at ${1:-python3}; make .venv with 'make venv' or name one that has torch"
 [[ $python == /* ]] || python=$PWD/$python
 cd / # since "python -" imports from the current folder first
 
@@ -152,7 +151,10 @@ if ((${#wheels[@]} == 0)); then
     set -e
     ((code == 0)) || { tail -n 15 "$log" >&2 && fail 1 "could not be fetched or built (above); the whole log is in $log"; }
     rm "$log"
-    wheels=("$work"/*.whl)
+    mkdir -p "$kept"
+    cp "$work"/*.whl "$kept/partial"
+    mv "$kept/partial" "$kept/$(basename "$work"/*.whl)" # so that no other call finds a part of it
+    wheels=("$kept"/*.whl)
 fi
 
 pip=("$python" -m pip install --quiet)
@@ -164,11 +166,6 @@ fi
 if ! "$python" -c 'import sys, torch, horovod.torch as hvd, horovod.runner.launch
 assert hvd.gloo_built() and (sys.argv[1] != "NCCL" or hvd.nccl_built())' "$operations"; then
     "$python" -m pip uninstall --quiet --yes horovod || true
-    fail 1 "the new horovod does not load (above) and was removed; if its wheel is in $kept, delete that and call again"
-fi
-if [[ -n ${log:-} ]]; then # a new wheel: keep it; renamed, so that no other call finds a part of it
-    mkdir -p "$kept"
-    cp "${wheels[0]}" "$kept/partial"
-    mv "$kept/partial" "$kept/${wheels[0]##*/}"
+    fail 1 "the new horovod does not load (above) and was removed; delete $kept to build it again"
 fi
 say "installed $version for torch $torch, with $operations ($reason)"

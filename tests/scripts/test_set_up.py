@@ -82,9 +82,14 @@ def test_venv_without_ensurepip(clone: Clone) -> None:
 def test_set_up_refuses_what_is_missing(clone: Clone) -> None:
     says(clone.set_up("all"), 2, "usage: scripts/setup_venv.sh run|dev")
     says(clone.set_up(PYTHON="none"), 2, "no Python 3.10 or newer with the modules venv and ssl (tried none)")
-    damaged = "does not have the sha256 that the index states"
     clone.wheel.write_bytes(b"something else")
-    for changes, expected in [({"PIP_INDEX_URL": "http://127.0.0.1:9"}, "Connection refused"), ({}, damaged)]:
+    (clone.folder / "pip.conf").write_text("[global]\nindex-url = http://127.0.0.1:9/mirror\n")
+    configured = {"PIP_INDEX_URL": "", "PIP_CONFIG_FILE": clone.folder / "pip.conf"}
+    for changes, expected in [
+        ({}, "does not have the sha256 that the index states"),
+        ({"PIP_INDEX_URL": "http://127.0.0.1:9"}, "http://127.0.0.1:9: .*Connection refused"),
+        (configured, "http://127.0.0.1:9/mirror: .*Connection refused"),
+    ]:
         done = clone.set_up(**changes)
         assert done.returncode == 2
         assert re.fullmatch(rf"setup: cannot fetch pip: .*{expected}.*; set PIP_INDEX_URL .*", done.stderr.splitlines()[-1])
