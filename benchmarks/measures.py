@@ -112,7 +112,7 @@ class Bench:
         half = self.reference_half if self.arguments.reference else self.program_half
         regulariser = REGULARISERS["singular"]
         half(trainer, "image", self.task(1, HARD + 1), defaultdict(float))  # libraries are loaded at their first use
-        trainer.optimiser.step()  # at learning rate 0; makes the moments
+        trainer.optimizer.step()  # at learning rate 0; makes the moments
         trainer.gradient.zero()
         before = start_memory_peak(self.device)
         found: Measured = {"seconds": 0.0}
@@ -124,8 +124,8 @@ class Bench:
             found[f"{anchor}-anchored half"] = parts
             found["seconds"] += sum(seconds for name, seconds in parts.items() if not name.startswith("of which"))
         nn.utils.clip_grad_norm_(trainer.model.parameters(), options.grad_norm)
-        found["optimiser"] = self.clock(trainer.optimiser.step)
-        found["seconds"] += found["optimiser"]
+        found["optimizer"] = self.clock(trainer.optimizer.step)
+        found["seconds"] += found["optimizer"]
         peak = memory_peak(self.device)
         return found | {"peak bytes": peak, "beyond the state bytes": peak - before}
 

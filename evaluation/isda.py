@@ -1,6 +1,6 @@
 """ISDa: how far the attention among the words of annotated objects is from that among their regions (Ren et al. 2021).
 
-And ISD, without annotation: how far attention is from what the alignment losses compare it with. Equations: docs/isda.md.
+And ISD, without annotation: how far attention is from what the alignment losses compare it with. Equations: docs/evaluation.md.
 Shapes: N objects of a pair, L word pieces, K regions, A heads; P pairs, M measures.
 """
 

@@ -1,6 +1,6 @@
-"""Ranking with UNITER: the head, the hinge, and which negatives are hard (Ren et al. 2021, section 4.1).
+"""Ranking with UNITER: the head, the hinge loss, and the choice of hard negatives (Ren et al. 2021, section 4.1).
 
-Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives kept.
+Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
 
 
-def _as_it_is(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+def _unprepared(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """How the encoder computes.
+    """How the encoder computes. None of it changes a result by more than rounding.
 
     Attributes:
         precision: the device and the arithmetic.
-        chunk: bounds on the pairs it runs at once; they change no result.
-        mining: the arithmetic in which candidates are scored to mine negatives; that of ``precision`` if None.
-        checkpointing: keep only each layer's input for the backward pass and compute the layer again there (Chen et al. 2016,
-            arXiv 1604.06174); changes no result.
-        prepare: makes an encoder ready to compute in a type, for many pairs without gradient; see ``model/cpu.py``.
+        chunk: bounds on what is encoded at once.
+        mining: the arithmetic in which candidates are scored to mine negatives; ``precision`` if None.
+        checkpointing: keep only the layers' inputs for the backward pass and compute the layers again there (Chen et al. 2016,
+            arXiv 1604.06174).
+        prepare: context manager in which an encoder scores many pairs in a dtype without gradient (``model/cpu.py``).
     """
 
     precision: Precision
     chunk: ChunkSize
     mining: Precision | None = None
     checkpointing: bool = False
-    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _as_it_is
+    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _unprepared
 
     def for_mining(self) -> ComputeSettings:
         """The settings in which candidates are scored."""
         return replace(self, precision=self.mining or self.precision)
 
     def inference(self, model: RetrievalModel) -> AbstractContextManager[None]:
-        """The context in which many pairs are scored without gradient; weights must not change inside."""
+        """The context in which to score many pairs without gradient; weights must not change inside."""
         return self.prepare(model.uniter.encoder, self.precision.dtype)
 
 
@@ -80,7 +80,7 @@ class RetrievalModel(nn.Module):
             return self.uniter.embed(batch)
 
     def score(self, embedded: Embedded, pairs: Tensor, compute: ComputeSettings, request: MapRequest = NO_MAPS) -> Scored:
-        """Score ``pairs`` (P, 2) of embedded texts and images; the head computes in fp32, so that scores do not tie."""
+        """Score ``pairs`` (P, 2) of embedded texts and images. The head computes in fp32, so that scores do not tie."""
         with compute.precision.autocast():
             encoded = self.uniter.encode(embedded, pairs, compute.chunk, request, checkpointing=compute.checkpointing)
         return Scored(self.rank_output(self.uniter.pooler(encoded.cls.float())).squeeze(1), encoded.maps)
@@ -91,7 +91,7 @@ class RetrievalModel(nn.Module):
 
 
 def hardest(scores: Tensor, count: int) -> Tensor:
-    """Which candidates to keep: the positive, 0, and the ``count`` best-scored negatives. (G, C) → (G, 1 + H) indices."""
+    """Indices (G, 1 + H) of the positive, 0, and of the ``count`` negatives with the highest ``scores`` (G, C)."""
     negatives = scores[:, 1:].topk(count, dim=1).indices + 1
     return torch.cat([torch.zeros_like(negatives[:, :1]), negatives], dim=1)
 

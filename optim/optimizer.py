@@ -17,7 +17,7 @@ def learning_rate(update: int, peak: float, warmup: int, total: int) -> float:
 
 
 def iais_weight(update: int, total: int, schedule: Literal["exp", "linear", "log", "const"]) -> float:
-    """λ_t of update t of T (Ren et al. 2021, section 3.3 and its ablations); ``update`` counts from 0."""
+    """λ_t of update t of T (Ren et al. 2021, section 3, and its ablations); ``update`` counts from 0."""
     progress = update / total
     if schedule == "exp":
         return math.exp(5 * (progress - 1))

@@ -3,7 +3,7 @@
 
     python scripts/ablate.py GRID.json --output DIR
 
-A second call resumes an interrupted ablation and runs what was added to the grid (docs/ablations.md).
+A second call resumes an interrupted ablation and runs what was added to the grid (docs/training.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/ablations.md)")
+    parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/training.md)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the runs and the tables")
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, one thread each (%(default)s)")
     options = parser.parse_args(arguments)

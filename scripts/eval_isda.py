@@ -4,7 +4,7 @@
 python scripts/eval_isda.py --entities DIR --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR [--txt_db DB]
 
 DIR is in the format of Flickr30k Entities, --txt_db restricts it to one split. Without --entities it is ISD, which needs no
-annotation, of every text of --txt_db and its image. docs/isda.md says what is computed.
+annotation, of every text of --txt_db and its image. docs/evaluation.md says what is computed.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
         --text_id 7 --images PICTURES --output pair.png
     python scripts/visualize.py run A B --output curves.png
 
-Each command has its own --help; docs/pictures.md explains the figures.
+Each command has its own --help; docs/evaluation.md explains the figures.
 """
 
 from __future__ import annotations

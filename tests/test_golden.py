@@ -40,7 +40,11 @@ def half_of(golden: Golden, source: RetrievalSplit, *prefixes: str) -> AnchorBat
 
 @pytest.mark.parametrize("prefix", GOLDEN.halves())
 def test_half(golden: Golden, compute: ComputeSettings, prefix: str) -> None:
-    """Candidate scores, hinge terms, alignment loss and every gradient of one half."""
+    """Candidate scores, hinge terms, alignment loss and every gradient of one half.
+
+    A gradient is compared relative to its largest number, but at least to 1e-3 of the largest of the half: that of
+    ``rank_output.bias`` nearly cancels, and rounding alone can exceed 1e-4 of it.
+    """
     model = golden.model()
     half = half_of(golden, golden.source(), prefix)
     objective = Objective(
@@ -65,7 +69,8 @@ def test_half(golden: Golden, compute: ComputeSettings, prefix: str) -> None:
         elif name.endswith("self.key.bias"):  # zero but for rounding: a constant added to all keys changes no softmax
             assert np.abs(actual.numpy() - gradient).max() < 1e-5 * largest, name
         else:
-            assert relative_error(actual, gradient) < 1e-4, name
+            scale = max(np.abs(gradient).max(), 1e-3 * largest)
+            assert np.abs(actual.numpy() - gradient).max() < 1e-4 * scale, name
 
 
 @pytest.mark.parametrize("prefix", GOLDEN.halves())
@@ -131,7 +136,7 @@ def test_schedules(golden: Golden) -> None:
         assert relative_error(weights, golden.arrays[f"schedule/{name}"]) < 1e-4
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["one micro-step a pass", "all micro-steps in a pass"])
+@pytest.mark.parametrize("together", [False, True], ids=["one micro-step per pass", "all micro-steps in one pass"])
 def test_training_run(golden: Golden, compute: ComputeSettings, together: bool) -> None:
     """The recorded updates: each half's loss terms, the gradient's norm, and the weights at the end."""
     arrays = golden.arrays
@@ -146,7 +151,7 @@ def test_training_run(golden: Golden, compute: ComputeSettings, together: bool) 
         expected = arrays["run/losses"][2 * steps * update : 2 * steps * (update + 1)]
         assert relative_error(measured[:, 0], expected[:, 0]) < 1e-4
         assert relative_error(measured[:, 1], expected[:, 1]) < 1e-4
-        assert relative_error(terms.grad_norm, arrays[f"run/grad_norm/{update}"]) < 1e-4
+        assert relative_error(terms.scalars["grad_norm"], arrays[f"run/grad_norm/{update}"]) < 1e-4
 
     weights = trainer.model.state_dict()
     for key in arrays.files:
@@ -160,10 +165,10 @@ def test_training_run(golden: Golden, compute: ComputeSettings, together: bool) 
 def test_torch_adamw_would_miss_the_run(bundled: Golden, compute: ComputeSettings) -> None:
     """Why ``BertAdamW`` is there: with eps after the bias correction the second update's gradient is off by 3e-2."""
     trainer, halves_of = run_of(bundled, compute, together=False)
-    trainer.optimiser = torch.optim.AdamW(trainer.optimiser.param_groups, betas=(0.9, 0.98), eps=1e-6)
+    trainer.optimizer = torch.optim.AdamW(trainer.optimizer.param_groups, betas=(0.9, 0.98), eps=1e-6)
     for update in range(2):
         terms = trainer.update(halves_of(update), update)
-    assert relative_error(terms.grad_norm, bundled.arrays["run/grad_norm/1"]) > 2e-2
+    assert relative_error(terms.scalars["grad_norm"], bundled.arrays["run/grad_norm/1"]) > 2e-2
 
 
 def run_of(golden: Golden, compute: ComputeSettings, together: bool) -> tuple[Trainer, Callable[[int], Iterator[AnchorBatch]]]:

@@ -27,7 +27,7 @@ RESERVED = ("seed", "output_dir", "resume", "test_txt_db", "test_img_db")
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The keys of the JSON file (docs/ablations.md).
+    """The keys of the JSON file (docs/training.md).
 
     Attributes:
         config: JSON file with the options of every training.

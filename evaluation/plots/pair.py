@@ -1,4 +1,4 @@
-"""The attention of a (text, image) pair as a figure: its four blocks, how well they align, its regions (docs/pictures.md).
+"""The attention of a (text, image) pair as a figure: its four blocks, how well they align, its regions (docs/evaluation.md).
 
 Shapes: L words, K regions. Rows of a block attend to its columns.
 """

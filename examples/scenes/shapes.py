@@ -37,7 +37,7 @@ def silhouette(
 
 @lru_cache(maxsize=4096)
 def extent(shape: str, angle: float) -> tuple[float, float]:
-    """AnchorBatch of the outline's width and height; the larger of the two is 1."""
+    """Half of the outline's width and height; the larger of the two is 1."""
     half_width, half_height = outline(shape, angle).max(axis=0).tolist()
     return half_width, half_height
 

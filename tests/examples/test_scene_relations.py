@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.ablation.grid import Grid, planned
 from examples.scenes.captions import CAPTIONS
-from examples.scenes.write import Recipe, captions_of, plan, scene_of, twins_of
+from examples.scenes.dataset import Recipe, captions_of, plan, scene_of, twins_of
 from model.iais import REGULARISERS
 from optim.options import TrainOptions
 from scripts.make_scenes import main

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.scenes.dataset import Recipe, images_per_caption, plan, scene_of
 from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH, Item
 from examples.scenes.shapes import SHAPES
-from examples.scenes.write import Recipe, plan, scene_of
-from scripts.make_scenes import images_per_caption, main
+from scripts.make_scenes import main
 
 COUNTS = {"train": 150, "val": 4, "test": 60}
 TWINS = 0.2
@@ -322,7 +322,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> int:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr("scripts.make_scenes.write_winoground", fail)
+    monkeypatch.setattr("examples.scenes.files.write_winoground", fail)
     with pytest.raises(RuntimeError, match="stop"):
         main(arguments(tmp_path / "out", {"train": 1, "val": 1, "test": 1}, "--workers", "1"))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""That each option which changes an update reaches it."""
+"""Every option that changes an update reaches it; numbers that are not finite are named or skipped."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ def options_of(**changes: Any) -> TrainOptions:
 
 
 def halves(bundled: Golden, micro_steps_per_pass: int = 1) -> Iterator[AnchorBatch]:
-    task = HardNegativeDataset([bundled.source()], negative_size=7, micro_steps=20, micro_steps_per_pass=micro_steps_per_pass)
-    return (task[number] for number in range(len(task)))
+    dataset = HardNegativeDataset(
+        [bundled.source()], negative_size=7, micro_steps=20, micro_steps_per_pass=micro_steps_per_pass
+    )
+    return (dataset[number] for number in range(len(dataset)))
 
 
 def one_update(
     bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, number: int = 4, **changes: Any
 ) -> tuple[Trainer, UpdateTerms, dict[str, Tensor]]:
-    """The trainer after update ``number``, its terms, and the clipped gradients that the optimiser was given."""
+    """The trainer after update ``number``, its terms, and the clipped gradients that the optimizer received."""
     trainer = Trainer(bundled.model(), options_of(**changes), compute, SingleProcess())
     gradients: dict[str, Tensor] = {}
-    step = trainer.optimiser.step
+    step = trainer.optimizer.step
 
     def recording(*args: Any) -> Any:
         for name, parameter in trainer.model.named_parameters():
@@ -57,7 +59,7 @@ def one_update(
                 gradients[name] = parameter.grad.clone()
         return step(*args)
 
-    monkeypatch.setattr(trainer.optimiser, "step", recording)
+    monkeypatch.setattr(trainer.optimizer, "step", recording)
     return trainer, trainer.update(halves(bundled, trainer.options.micro_steps_per_pass), number), gradients
 
 
@@ -78,7 +80,7 @@ def one_update(
 def test_loss_is_the_weighted_sum_of_its_terms(
     bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """The gradient that the optimiser gets is that of the formula, written out here with the objective's raw terms."""
+    """The gradient that the optimizer gets is that of the formula, written out here with the objective's raw terms."""
     options = options_of(grad_norm=-1.0, **changes)
     trainer, terms, gradients = one_update(bundled, compute, monkeypatch, grad_norm=-1.0, **changes)
     model = bundled.model()
@@ -100,16 +102,14 @@ def test_loss_is_the_weighted_sum_of_its_terms(
 
 
 @pytest.mark.parametrize("name", ["adam", "adamax", "adamw"])
-def test_optimiser_is_the_one_asked_for(
-    bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_optimizer_options(bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     changes = {"optim": name, "betas": (0.8, 0.95), "weight_decay": 0.2, "learning_rate": 0.01, "grad_norm": 0.5}
     trainer, terms, gradients = one_update(bundled, compute, monkeypatch, **changes)
-    assert {"adam": "Adam", "adamax": "Adamax", "adamw": "BertAdamW"}[name] == type(trainer.optimiser).__name__
-    group = trainer.optimiser.param_groups[0]
+    assert {"adam": "Adam", "adamax": "Adamax", "adamw": "BertAdamW"}[name] == type(trainer.optimizer).__name__
+    group = trainer.optimizer.param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.2)
-    assert group["lr"] == terms.learning_rate == learning_rate(5, 0.01, 2, 10)
-    assert terms.grad_norm > 0.5
+    assert group["lr"] == terms.scalars["lr"] == learning_rate(5, 0.01, 2, 10)
+    assert terms.scalars["grad_norm"] > 0.5
     clipped = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
     assert clipped == pytest.approx(0.5, rel=1e-4)
 
@@ -127,9 +127,8 @@ def test_modality_and_layers(bundled: Golden, compute: ComputeSettings, choice: 
             expected = mean_over_layers(
                 REGULARISERS["singular"], [PairAttention.of_map(maps[layer][0], length) for layer in (0, 2)], modality
             )  # type: ignore[arg-type]
-            assert float(trainer.objective(trainer.model, half, compute).alignment[0]) == pytest.approx(
-                float(expected), rel=1e-4
-            )
+            actual = trainer.objective(trainer.model, half, compute).alignment[0]
+            assert float(actual) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(bundled: Golden, compute: ComputeSettings) -> None:
@@ -143,7 +142,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(bundled: Golden, compute: Co
 
 
 def in_fp16() -> ComputeSettings:
-    """Half precision with loss scaling, which the programs allow on CUDA alone, where there is no test machine for it."""
+    """Half precision with loss scaling; the programs allow it only on CUDA, which test machines lack."""
     return ComputeSettings(Precision("fp16", CPU), ChunkSize())
 
 
@@ -168,7 +167,7 @@ def weights_of(trainer: Trainer) -> Tensor:
 
 
 @pytest.mark.parametrize("what", ["score", "alignment", "gradient"])
-def test_fp16_skips_what_is_not_finite(bundled: Golden, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def test_fp16_skips_non_finite_updates(bundled: Golden, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     compute = in_fp16()
     trainer = Trainer(bundled.model(), options_of(num_train_steps=100), compute, SingleProcess())
     source = halves(bundled)
@@ -184,7 +183,7 @@ def test_fp16_skips_what_is_not_finite(bundled: Golden, monkeypatch: pytest.Monk
     assert not torch.equal(weights_of(trainer), before)
 
 
-def test_fp16_does_not_skip_for_ever(bundled: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_does_not_skip_forever(bundled: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(bundled.model(), options_of(num_train_steps=100), in_fp16(), SingleProcess())
     spoil(monkeypatch, trainer, "score")
     source = itertools.cycle(list(halves(bundled))[:4])
@@ -201,10 +200,10 @@ def test_fp16_does_not_skip_for_ever(bundled: Golden, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("what", ["score", "alignment", "gradient"])
-def test_what_is_not_finite_is_named(
+def test_non_finite_numbers_are_named(
     bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """In fp32 the run ends with the text and the image it came in by, and the weights stay as they were."""
+    """In fp32 the run ends with the names of text and image, and the weights stay as they were."""
     trainer = Trainer(bundled.model(), options_of(), compute, SingleProcess())
     source = list(halves(bundled))
     before = weights_of(trainer)
@@ -216,7 +215,7 @@ def test_what_is_not_finite_is_named(
 
 
 def spoil(patch: pytest.MonkeyPatch, trainer: Trainer, what: str, half: AnchorBatch | None = None) -> tuple[str, str]:
-    """Make a number of the second half of each update a NaN; returns the pair in ``half`` that it belongs to."""
+    """Make a number of the second half of each update NaN; return the pair of ``half`` that it belongs to."""
     compute_loss, calls = Objective.__call__, itertools.count()
     column = 2 if what == "score" else 0
 
@@ -243,7 +242,7 @@ def spoil(patch: pytest.MonkeyPatch, trainer: Trainer, what: str, half: AnchorBa
     return half.batch.text_ids[text], half.batch.image_names[image]
 
 
-def test_a_trainer_goes_on_from_its_state(bundled: Golden, compute: ComputeSettings) -> None:
+def test_a_restored_trainer_continues_alike(bundled: Golden, compute: ComputeSettings) -> None:
     source = list(halves(bundled))
     whole = Trainer(bundled.model(), options_of(), compute, SingleProcess())
     for number in range(3):
@@ -256,7 +255,7 @@ def test_a_trainer_goes_on_from_its_state(bundled: Golden, compute: ComputeSetti
     assert torch.equal(weights_of(whole), weights_of(other))
 
 
-def test_dropout_depends_on_seed_worker_and_update_alone(bundled: Golden, compute: ComputeSettings) -> None:
+def test_dropout_depends_on_seed_rank_and_update_alone(bundled: Golden, compute: ComputeSettings) -> None:
     source = list(halves(bundled))
 
     def gradient(number: int, **changes: Any) -> Tensor:
@@ -275,12 +274,13 @@ def test_dropout_depends_on_seed_worker_and_update_alone(bundled: Golden, comput
 def test_effective_batch_keeps_the_weight_of_the_alignment(
     bundled: Golden, compute: ComputeSettings, effective: int | None, divide: bool
 ) -> None:
-    """Twice the recipe's micro-steps on one process: each counts half, beside the ranking as published."""
+    """Twice the recipe's micro-steps in one process: each counts half, so that the ratio to the ranking is as published."""
     options = options_of(effective_batch=effective, iais_divide=divide, iais_schedule="const")
     trainer = Trainer(bundled.model(), options, compute, SingleProcess())
     assert trainer.micro_steps == (effective or 2)
     source = list(halves(bundled))
-    raw = [trainer.objective(bundled.model(), half, compute) for half in source[: 2 * trainer.micro_steps]]
+    with torch.no_grad():
+        raw = [trainer.objective(bundled.model(), half, compute) for half in source[: 2 * trainer.micro_steps]]
     terms = trainer.update(iter(source), 0)
     share = (1 if divide else options.train_batch_size) / trainer.micro_steps
     assert terms.alignment.tolist() == pytest.approx([float(loss.alignment[0]) * share for loss in raw], rel=1e-4)
@@ -290,9 +290,9 @@ def test_effective_batch_keeps_the_weight_of_the_alignment(
 def test_micro_steps() -> None:
     assert options_of(train_batch_size=8).micro_steps(3) == 8
     assert options_of(effective_batch=64).micro_steps(4) == 16
-    with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 workers"):
+    with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 ranks"):
         options_of(effective_batch=64).micro_steps(3)
-    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of an update's 2 micro-steps"):
+    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of the 2 micro-steps per update"):
         options_of(effective_batch=64, micro_steps_per_pass=4).micro_steps(32)
 
 

@@ -19,13 +19,13 @@ from data.sources.entities import read_annotated
 from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.retriever import Retriever
-from examples.scenes.write import Recipe
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts import convert_imgdir, create_txtdb
 from scripts.eval_isda import main, record_names
-from scripts.make_scenes import make_scenes
 from tests import test_programs
 from tests.conftest import BUNDLED
 from tests.evaluation.test_isda import naive_isda

@@ -19,13 +19,13 @@ from data.image_db import Image, ImageDatabase, ImageDatabaseWriter
 from data.text_db import Text
 from data.tokenizer import load_tokenizer
 from evaluation import winoground
-from examples.scenes.write import Recipe
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import ComputeSettings, RetrievalModel
 from scripts import convert_imgdir
 from scripts.eval_winoground import main
-from scripts.make_scenes import make_scenes
 from tests import test_programs
 from tests.conftest import BUNDLED
 from utils.files import sha256

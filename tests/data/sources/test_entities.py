@@ -21,9 +21,9 @@ from data.sources.entities import (
     read_boxes,
     read_sentences,
 )
+from examples.scenes.dataset import Recipe, captions_of, plan, scene_of
+from examples.scenes.files import make_scenes
 from examples.scenes.layout import HEIGHT, WIDTH
-from examples.scenes.write import Recipe, captions_of, plan, scene_of
-from scripts.make_scenes import make_scenes
 from tests.fuzz.mutations import Seed, mutated
 from utils.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers and the update."""
+"""Parameter groups, AdamW against its equations, and the schedules."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_adamw_against_its_equations() -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(5, dtype=torch.float64))
     expected, mean, square = weight.detach().clone(), torch.zeros(5), torch.zeros(5)
-    optimiser = BertAdamW([{"params": [weight], "weight_decay": 0.1}], betas=(0.9, 0.98), eps=1e-6)
+    optimizer = BertAdamW([{"params": [weight], "weight_decay": 0.1}], betas=(0.9, 0.98), eps=1e-6)
     for step in range(1, 6):
         gradient = 1e-6 * torch.randn(5, dtype=torch.float64)  # of eps's size, so that its place matters
         weight.grad = gradient.clone()
-        optimiser.param_groups[0]["lr"] = 0.01 * step
-        optimiser.step()
+        optimizer.param_groups[0]["lr"] = 0.01 * step
+        optimizer.step()
         mean, square = 0.9 * mean + 0.1 * gradient, 0.98 * square + 0.02 * gradient**2
         rate = 0.01 * step * math.sqrt(1 - 0.98**step) / (1 - 0.9**step)
         expected = expected * (1 - 0.01 * step * 0.1) - rate * mean / (square.sqrt() + 1e-6)
