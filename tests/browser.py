@@ -98,9 +98,3 @@ class Opened:
     def contrasts(self) -> list[tuple[float, bool, str, str]]:
         """Return for each visible text, bar and swatch its contrast, whether it is no text, its class and its text."""
         return [tuple(entry) for entry in self.page.evaluate(_CONTRASTS)]
-
-    def close(self) -> None:
-        """Assert that the page reported no errors and requested nothing from outside its folder; close it."""
-        assert self.errors == []
-        assert all(url.startswith("file:") for url in self.requests), self.requests
-        self.page.close()

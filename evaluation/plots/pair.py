@@ -153,14 +153,13 @@ def _maps_panel(by_model: Sequence[Sequence[Sequence[Map]]], own_colours: bool) 
     cell = min(max(_MAPS_WIDTH[0] / sum(columns), min(_CELL[0], _MAPS_WIDTH[1] / sum(columns))), _CELL[1])
     left = max(heat.rows.depth(cell) for heat in everything)
     above = [max(heat.columns.depth(cell) for maps in by_model for heat in maps[row]) for row in range(len(rows))]
-
     widths = [max(cell * count, _TITLE_WIDTH - left) for count in columns]
 
     def draw(figure: SubFigure) -> None:
         ratios = [*widths, _GAP] * len(by_model)
         grid = figure.subplots(len(rows), len(ratios), width_ratios=ratios, height_ratios=rows, squeeze=False)
         for axes in grid[:, len(columns) :: len(columns) + 1].flat:
-            axes.remove()
+            axes.remove()  # leaves a gap between models
         for model, maps in enumerate(by_model):
             for row, of_row in enumerate(maps):
                 for column, heat in enumerate(of_row):

@@ -86,9 +86,7 @@ class Captions:
 
     def __init__(self, text_db: TextDatabase) -> None:
         self._text_db = text_db
-        self._first_of: dict[int, int] = {}
-        for text, image in enumerate(text_db.image_of.tolist()):
-            self._first_of.setdefault(image, text)
+        self._first_of = np.unique(text_db.image_of, return_index=True)[1]  # (I,), the first text of each image
 
     @cached_property
     def _tokenizer(self) -> WordPieceTokenizer | None:

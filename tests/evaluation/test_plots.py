@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from evaluation.plots.style import save_figure
 from evaluation.retriever import Attention
 from model.iais import MODALITIES, Modality
 from tests import naive
+from tests.scripts.test_visualize import svg_texts
 from utils.errors import InputError
 
 HEADS, LAYERS = 3, 2
@@ -54,11 +54,6 @@ def attention(pieces: list[str], boxes: np.ndarray, seed: int = 0, sharpness: fl
 def heat_maps(figure: Figure) -> list[tuple[Axes, AxesImage]]:
     """The heat maps of a figure, in the order of drawing."""
     return [(axes, axes.images[0]) for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2]
-
-
-def texts_of_svg(figure: Figure, path: Path) -> list[str]:
-    save_figure(figure, path)
-    return ["".join(element.itertext()) for element in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def naive_blocks(seen: Attention, layer: int, head: int | None = None) -> dict[str, torch.Tensor]:
@@ -176,7 +171,8 @@ HARD = ["$", "$x_1$", "日本", "🙂", "<b>", "&amp;", "ב", "\\frac", "\x07", 
 def test_captions_are_drawn_verbatim(tmp_path: Path) -> None:
     caption = "\n".join(["costs $5 or $6", *HARD])
     figure = pair_figure({"$m_1$": attention(HARD, cells(3, 2))}, text=caption, views=("boxes", "linguistic"))
-    texts = texts_of_svg(figure, tmp_path / "hard.svg")
+    save_figure(figure, tmp_path / "hard.svg")
+    texts = svg_texts(tmp_path / "hard.svg")
     for piece in HARD:
         assert ("\ufffd" if piece in "\x07\ud800\uffff" else piece) in texts
     assert any("costs $5 or $6 $ $x_1$ 日本 🙂 <b> &amp;" in text for text in texts)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,11 @@ from PIL import Image as Picture
 from data.image_db import ImageDatabase
 from data.text_db import Text, TextDatabase, TextDatabaseWriter
 from evaluation.analysis import analyse
-from evaluation.options import InferenceOptions
 from evaluation.recall import UNRANKED, Ranks, ranks, recalls
 from evaluation.report.charts import count_ranks
 from evaluation.report.page import write_report
 from evaluation.report.queries import Captions, best_answers, displayable
-from evaluation.report.runs import COLUMNS, Provenance, Run, compare, read_runs, run_names
+from evaluation.report.runs import COLUMNS, compare, read_runs, run_names
 from evaluation.retriever import Retriever
 from scripts import report
 from tests.browser import Opened, browser
@@ -32,6 +32,7 @@ from utils.files import save_json, save_npz, sha256
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
+Visit = Callable[..., Opened]
 PER_IMAGE = 5
 MODEL = {"checkpoint": "model.pt", "model_config": "model.json"}
 HOSTILE = [
@@ -125,13 +126,29 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
         yield started
 
 
-def test_a_large_report_opens_at_once_and_holds_the_right_numbers(context: BrowserContext, tmp_path: Path) -> None:
+@pytest.fixture
+def visit(context: BrowserContext) -> Iterator[Visit]:
+    """Open a page; after the test, check that it reported no errors and requested nothing from outside its folder."""
+    opened: list[Opened] = []
+
+    def visit(file: Path, **settings: Any) -> Opened:
+        opened.append(Opened(context, file, **settings))
+        return opened[-1]
+
+    yield visit
+    for page in opened:
+        assert page.errors == []
+        assert all(url.startswith("file:") for url in page.requests), page.requests
+        page.page.close()
+
+
+def test_a_large_report_opens_at_once_and_holds_the_right_numbers(visit: Visit, tmp_path: Path) -> None:
     runs = two_runs(tmp_path, 1000)
     started = time.process_time()
     write_report(runs, tmp_path / "report")
     assert time.process_time() - started < 5
     large = tmp_path / "report/index.html"
-    opened = Opened(context, large)
+    opened = visit(large)
     opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
     assert opened.page.locator("#panel-img-1").is_visible()
     assert 0.01 < opened.busy() < 2
@@ -141,11 +158,10 @@ def test_a_large_report_opens_at_once_and_holds_the_right_numbers(context: Brows
             cell = opened.page.locator(f"table.recalls tbody tr:nth-child({row + 1}) td[data-key={key}] .value")
             assert cell.inner_text() == f"{100 * expected[key]:.2f}"
     assert sum(path.stat().st_size for path in large.parent.rglob("*") if path.is_file()) < 2e6
-    opened.close()
 
 
-def test_hostile_captions_are_text(context: BrowserContext, hostile: Path) -> None:
-    opened = Opened(context, hostile)
+def test_hostile_captions_are_text(visit: Visit, hostile: Path) -> None:
+    opened = visit(hostile)
     page = opened.page
     options = page.locator("#hard-img [role=option] bdi")
     assert [options.nth(number).text_content() for number in range(len(HOSTILE))] == HOSTILE
@@ -159,21 +175,16 @@ def test_hostile_captions_are_text(context: BrowserContext, hostile: Path) -> No
     assert "plain <b>/test" in page.locator("#recall tbody").inner_text()
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.title() == "texts.db: plain <b>/test, singular/test"
-    opened.close()
-
-
-def test_even_markup_that_got_in_would_not_run(context: BrowserContext, hostile: Path) -> None:
-    opened = Opened(context, hostile)
-    opened.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hacked = 1\">')")
-    opened.page.wait_for_function("() => document.body.lastElementChild.complete")
-    assert opened.page.evaluate("typeof hacked") == "undefined"
+    assert opened.errors == []
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hacked = 1\">')")
+    page.wait_for_function("() => document.body.lastElementChild.complete")
+    assert page.evaluate("typeof hacked") == "undefined"  # even markup that got in would not run
     assert any("Content Security Policy" in error for error in opened.errors)
-    opened.page.close()
+    opened.errors.clear()
 
 
-def test_the_keyboard_reaches_everything(context: BrowserContext, small: Path) -> None:
-    opened = Opened(context, small)
-    page = opened.page
+def test_the_keyboard_reaches_everything(visit: Visit, small: Path) -> None:
+    page = visit(small).page
 
     def focused(expression: str) -> Any:
         return page.evaluate(f"(e => {expression})(document.activeElement)")
@@ -208,12 +219,10 @@ def test_the_keyboard_reaches_everything(context: BrowserContext, small: Path) -
     page.keyboard.press("Enter")
     page.locator("#overlay .close").click()
     assert focused("e.dataset.pair + e.dataset.query") == opener
-    opened.close()
 
 
-def test_the_overlay_shows_what_the_model_attends_to(context: BrowserContext, small: Path, golden_run: Path) -> None:
-    opened = Opened(context, small)
-    page = opened.page
+def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, golden_run: Path) -> None:
+    page = visit(small).page
     retriever = Retriever.from_checkpoint(*(BUNDLED.folder / name for name in MODEL.values()), device="cpu")
     text_db, image_db = TextDatabase(BUNDLED.text_db), ImageDatabase(BUNDLED.image_db)
     _, (run,) = read_runs([golden_run])
@@ -242,12 +251,10 @@ def test_the_overlay_shows_what_the_model_attends_to(context: BrowserContext, sm
     width, height = map(float, (page.locator("#overlay svg").get_attribute("viewBox") or "").split()[2:])
     np.testing.assert_allclose(corner, [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height], atol=0.5)
     page.keyboard.press("Escape")
-    opened.close()
 
 
-def test_intervals_thumbnails_and_marks(context: BrowserContext, small: Path, golden_run: Path) -> None:
-    opened = Opened(context, small)
-    page = opened.page
+def test_intervals_thumbnails_and_marks(visit: Visit, small: Path, golden_run: Path) -> None:
+    page = visit(small).page
     expected = json.loads((golden_run / "scores.json").read_text())["analysis"]["interval_95"]
     for key in COLUMNS:
         low, high = expected[key]
@@ -262,27 +269,24 @@ def test_intervals_thumbnails_and_marks(context: BrowserContext, small: Path, go
         marks = page.locator(f"#panel-img-0 .{kind} .mark").all_inner_texts()
         assert marks
         assert all(mark in text and kind in text for text in marks)
-    opened.close()
 
 
-def test_light_and_dark_are_both_legible(context: BrowserContext, small: Path, hostile: Path) -> None:
+def test_light_and_dark_are_both_legible(visit: Visit, small: Path, hostile: Path) -> None:
     grounds = []
     for file, dark in ((small, False), (small, True), (hostile, False), (hostile, True)):
-        opened = Opened(context, file, dark=dark)
+        opened = visit(file, dark=dark)
         grounds.append(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
         measured = opened.contrasts()
         opened.page.locator(".answer:visible").first.click()
         measured += opened.contrasts()
         assert len(measured) > 100
         assert not [entry for entry in measured if entry[0] < (3 if entry[1] else 4.5)]
-        opened.close()
     assert grounds[0] == grounds[2] != grounds[1] == grounds[3]
 
 
-def test_a_narrow_window_does_not_scroll_sideways(context: BrowserContext, small: Path, hostile: Path) -> None:
+def test_a_narrow_window_does_not_scroll_sideways(visit: Visit, small: Path, hostile: Path) -> None:
     for file in (small, hostile):
-        opened = Opened(context, file, width=360, height=640)
-        page = opened.page
+        page = visit(file, width=360, height=640).page
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert ("◆" in page.locator("#recall tbody").inner_text()) == (file == hostile)
         page.locator(".answer.right:visible").first.click()
@@ -292,23 +296,21 @@ def test_a_narrow_window_does_not_scroll_sideways(context: BrowserContext, small
         assert box["x"] + box["width"] <= 360
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.evaluate("overlay.scrollWidth <= overlay.clientWidth")
-        opened.close()
 
 
-def test_a_checkpoint_that_has_changed_is_not_used(context: BrowserContext, golden_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_has_changed_is_not_used(visit: Visit, golden_run: Path, tmp_path: Path) -> None:
     saved = json.loads((golden_run / "scores.json").read_text())
     saved["provenance"]["checkpoint_sha256"] = "0" * 64
     (tmp_path / "run").mkdir()
     (tmp_path / "run/scores.npz").symlink_to(golden_run / "scores.npz")
     save_json(tmp_path / "run/scores.json", saved)
     write_report([tmp_path / "run"], tmp_path / "report", queries=1)
-    opened = Opened(context, tmp_path / "report/index.html")
+    opened = visit(tmp_path / "report/index.html")
     assert "model.pt has changed since" in opened.page.locator("#origin").inner_text()
     opened.page.locator(".answer:visible").first.click()
     assert "There is no attention to show" in opened.page.locator("#overlay").inner_text()
     assert not opened.page.locator("#overlay .words").is_visible()
     assert opened.page.evaluate("document.activeElement.className") == "close"
-    opened.close()
 
 
 def test_runs_that_do_not_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -364,18 +366,12 @@ def test_best_answers_agree_with_ranks() -> None:
             assert all(of_query[answer.candidate] == answer.score for answer in answers)
 
 
-def run_of(found: Ranks, name: str) -> Run:
-    options = InferenceOptions(txt_db="x", img_db="x", checkpoint="x", model_config="x", output_dir="x")
-    provenance = Provenance(options, "", "fp32", "cpu")
-    return Run(name, Path(name), recalls(found), {}, provenance, 0, {"img": found.img, "txt": found.txt}, {})
-
-
 def test_comparison_and_rank_counts() -> None:
     rng = np.random.default_rng(3)
     image_of = np.arange(1000) // 5
     founds = [Ranks(rng.geometric(p, 200) - 1, rng.geometric(p, 1000) - 1, {}) for p in (0.3, 0.3, 0.6)]
     founds[2].img[7] = UNRANKED
-    runs = [run_of(found, str(number)) for number, found in enumerate(founds)]
+    runs: list[Any] = [SimpleNamespace(recalls=recalls(f), intervals={}, ranks={"img": f.img, "txt": f.txt}) for f in founds]
     first, same, better = compare(runs, image_of)
     assert all(cell.difference is None and not cell.best for cell in first.values())
     for key in COLUMNS:

@@ -134,6 +134,13 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
     assert len(done) == 6  # a training and an evaluation each
 
 
+def test_no_program_survives_a_stop(tmp_path: Path) -> None:
+    programs = Programs()
+    programs.stop()
+    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: exit code -15"):
+        programs.run("scripts/inspect_db.py", ["--help"], tmp_path / "log.txt")
+
+
 def test_interrupted_then_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The programs themselves: stopped in training, resumed in a larger grid; one run fails, the others do not."""
     plain_run, aligned_run, failing = {"IAIS": [None]}, {"IAIS": ["cacr"], "iais_weight": [2.0]}, {"iais_layers": [[9]]}

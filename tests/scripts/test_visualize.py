@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,7 +17,6 @@ from evaluation.plots.curves import curves_figure, running_mean
 from evaluation.plots.style import short_names
 from scripts.visualize import main
 from tests.conftest import BUNDLED
-from tests.launch import ROOT
 from tests.test_programs import fails
 from utils.errors import InputError
 from utils.logging import RunLog, read_scalars
@@ -55,13 +52,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_pair_from_the_command_line(tmp_path: Path) -> None:
+def test_a_pair_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Picture.new("RGB", (60, 40), "red").save(tmp_path / IMAGE.replace(".npz", ".png"))
-    command = pair(tmp_path / "pair.png", images=tmp_path)
-    done = subprocess.run(
-        [sys.executable, "scripts/visualize.py", *command], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert done.stdout == f"wrote {tmp_path / 'pair.png'}\n"
+    main(pair(tmp_path / "pair.png", images=tmp_path))
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'pair.png'}\n"
     with Picture.open(tmp_path / "pair.png") as picture:
         assert (np.asarray(picture.convert("RGB")) == [255, 0, 0]).all(axis=2).mean() > 0.02  # shows the picture
 
