@@ -1,4 +1,4 @@
-"""Select the (text, image) pairs to score where not all are: candidates from a file, or sampled ones for quick validation.
+"""Select the (text, image) pairs to score if not all are: candidates from a file, or sampled ones for quick validation.
 
 Shapes: T texts, I images of a split, P listed pairs.
 """
@@ -103,9 +103,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 def read_candidates(path: Path | str, text_ids: Sequence[str], image_names: Sequence[str]) -> Candidates:
     """Read a JSONL file, one ``{"text": id, "images": [names]}`` per line; texts without a line have no candidates.
 
-    Raises:
-        InputError: the file is unreadable or lists no pair; a line is malformed, has an unknown or repeated text, or an unknown
-            or repeated image.
+    Raises ``InputError`` if the file lists no pair, or a line is malformed or has an unknown or repeated text or image.
     """
     text_index, image_index = ({name: index for index, name in enumerate(names)} for names in (text_ids, image_names))
     images_of: list[Sequence[int]] = [()] * len(text_ids)
@@ -137,10 +135,9 @@ def _indices(kind: str, names: Sequence[str], index: Mapping[str, int]) -> list[
 
 
 def read_jsonl(path: Path | str, kind: type[Item], expected: str) -> Iterator[tuple[int, Item]]:
-    """Yield the line number and content of each line that is not blank; ``expected`` describes a line for error messages.
+    """Yield number and content of each line that is not blank; ``expected`` describes a line for error messages.
 
-    Raises:
-        InputError: the file cannot be read, or a line is not JSON of this ``kind``.
+    Raises ``InputError`` if the file cannot be read, or a line is not JSON of this ``kind``.
     """
     try:
         with open(path, "rb") as file:

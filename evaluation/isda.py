@@ -95,13 +95,9 @@ def annotated_pairs(
 ) -> Iterator[Case]:
     """Yield the captions of an Entities folder with at least two objects, and their images.
 
-    Args:
-        wanted: names of images in ``image_db``; all if None.
-        counts: receives the number of objects, of pairs whose objects share regions, and of what was skipped, as in
-            ``isda.json``.
-
-    Raises:
-        InputError: a file is damaged, two pictures are the same image, or no caption has two objects.
+    ``wanted`` are names of images, None for all. ``counts`` receives the number of objects, of pairs whose objects share
+    regions, and of what was skipped, as in ``isda.json``. Raises ``InputError`` if a file is damaged, two pictures are the same
+    image, or no caption has two objects.
     """
     images = dict.fromkeys(("not_in_img_db", "not_in_txt_db", "no_annotation"), 0)
     captions = dict.fromkeys(("too_long", "fewer_than_2_objects"), 0)
@@ -109,7 +105,7 @@ def annotated_pairs(
     skipped = {"images": images, "captions": captions, "chains": chains}
     counts |= {"objects": 0, "pairs_with_shared_regions": 0, "skipped": skipped}
     tokenizer, longest = retriever.tokenizer, retriever.config.max_position_embeddings - 2
-    picture_of = find_pictures(folder, image_db, wanted, images)
+    picture_of = match_pictures(folder, image_db, wanted, images)
     for name, picture in progress_bar(True, iterable=picture_of.items(), desc="isda", unit="image"):
         annotated, image = read_annotated(folder, picture), image_db[name]
         for number, caption in enumerate(annotated.captions):
@@ -129,7 +125,7 @@ def annotated_pairs(
         raise InputError(f"{folder}: no caption with 2 objects to measure, expected some; skipped: {skipped}")
 
 
-def find_pictures(
+def match_pictures(
     folder: Path, image_db: ImageDatabase, wanted: Collection[str] | None, skipped: dict[str, int]
 ) -> dict[str, str]:
     """Return the picture in ``folder`` of each image to measure; count the others in ``skipped``."""
@@ -207,11 +203,7 @@ def evened(pair: PairAttention) -> PairAttention:
 
 
 def measure(retriever: Retriever, cases: Iterable[Case], layers: Sequence[int], heads: bool) -> dict[str, Any]:
-    """Measure at least one case in these layers, counted from 0; return ``summary`` and ``counts`` of pairs and images.
-
-    Raises:
-        InputError: as ``Retriever.attention``.
-    """
+    """Measure at least one case in these layers, counted from 0; return ``summary`` and ``counts`` of pairs and images."""
     columns = [None, *range(retriever.config.num_attention_heads)] if heads else [None]
     names: list[str] = []
     values, even, image_of = [], [], []

@@ -84,8 +84,7 @@ class Attention(NamedTuple):
     def pair(self, layer: int = -1, head: int | None = None) -> PairAttention:
         """Return one layer, all heads or one ``head``, as regularisers take it; layer -1 is the last one in ``maps``.
 
-        Raises:
-            InputError: the layer is not in ``maps``, or has no such head.
+        Raises ``InputError`` for a layer that is not in ``maps``, or a head that does not exist.
         """
         layer = max(self.maps) if layer == -1 else layer
         if layer not in self.maps:
@@ -103,8 +102,8 @@ class Retriever:
     of these scores.
 
     Attributes:
-        model, tokenizer: the model, in evaluation mode, and the tokenizer for captions.
-        compute: the device and precision.
+        model: in evaluation mode.
+        compute: device, precision and batch size.
     """
 
     def __init__(self, model: RetrievalModel, tokenizer: WordPieceTokenizer, compute: ComputeSettings) -> None:
@@ -148,14 +147,8 @@ class Retriever:
     @classmethod
     def from_options(cls, options: RetrieverOptions, batch_size: int = 400) -> Retriever:
         """Load the model that the options of a program name; see ``from_checkpoint``."""
-        return cls.from_checkpoint(
-            options.checkpoint,
-            options.architecture,
-            vocab=options.vocab,
-            device=options.device,
-            precision=options.precision,
-            batch_size=batch_size,
-        )
+        given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
+        return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
 
     def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
         """Return what results of this model on ``image_db`` depend on, to be saved with them."""
@@ -207,8 +200,7 @@ class Retriever:
     def rank_each(self, texts: Sequence[str | Text], image_db: ImageDatabase, top: int | None = None) -> list[list[Ranked]]:
         """``rank`` for several texts, reading the database once.
 
-        Raises:
-            InputError: as ``score_pairs``; a record is missing or damaged; the database is empty; ``top`` is less than 1.
+        Raises ``InputError`` as ``score_pairs`` does, for a damaged record, an empty database, and if ``top`` is less than 1.
         """
         if top is not None and top < 1:
             raise InputError(f"top is {top}, expected at least 1")
@@ -228,8 +220,7 @@ class Retriever:
     def attention(self, text: str | Text, image: Image, layers: Sequence[int] | None = None) -> Attention:
         """Return the attention of one pair in these layers, counted from 0, or in all.
 
-        Raises:
-            InputError: as ``score_pairs``, or there is no such layer.
+        Raises ``InputError`` as ``score_pairs`` does, and for a layer that does not exist.
         """
         count = self.config.num_hidden_layers
         layers = range(count) if layers is None else layers

@@ -115,11 +115,8 @@ def map_over_ranks(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Compute ``compute(number, dataset[number])`` for all ``numbers``, each on one rank.
 
-    Yields (number, result) in order on rank 0 and nothing elsewhere. Collective: every rank must exhaust the iterator.
-
-    Raises:
-        InputError: as ``dataset`` and ``compute`` do.
-        RankLost: another rank has died.
+    Yields (number, result) in order on rank 0 and nothing elsewhere. Collective: every rank must exhaust the iterator. Raises
+    ``InputError`` as ``dataset`` and ``compute`` do, and ``RankLost``.
     """
     batches = loader(dataset, numbers[group.rank :: group.world_size])
     for first in range(0, len(numbers), group.world_size):
@@ -183,7 +180,7 @@ def _score_block(
     pairs: tuple[np.ndarray, np.ndarray],
     image_names: Sequence[str],
 ) -> np.ndarray:
-    """Score text and image indices (P,), where the texts are those of ``batch``: → (P,)."""
+    """Score ``pairs``, text and image indices (P,) of the texts in ``batch``: → (P,)."""
     texts = model.embed(batch, compute).texts
     scores = np.empty(len(pairs[0]), np.float32)
     distinct, column_of = np.unique(pairs[1], return_inverse=True)
@@ -220,9 +217,7 @@ def partial_scores(
     ``scores.partial.npy`` and ``scores.partial.json``; if it succeeds, or nothing has been scored, they are removed.
 
     Args:
-        shape: (T, I).
         origin: what the scores depend on, by names for error messages; must be the same to resume.
-        candidates: the pairs to score; all if None.
 
     Raises:
         InputError: the matrix there has another origin or is damaged, or the disk has no room for a new one.
@@ -268,8 +263,7 @@ def _fraction_done(matrix: Path) -> float:
 def blank_scores(shape: tuple[int, int], candidates: Candidates | None = None) -> np.ndarray:
     """Return a float32 matrix of NaN, and of -inf for pairs that are not ``candidates``, in a temporary file if it is large.
 
-    Raises:
-        InputError: the disk has no room for it.
+    Raises ``InputError`` if the disk has no room for it.
     """
     size = 4 * math.prod(shape)
     if size <= IN_MEMORY_BYTES:

@@ -59,8 +59,7 @@ class Example(msgspec.Struct, frozen=True):
 def read_examples(path: Path) -> dict[int, Example]:
     """Read the examples of a JSONL file, by line number.
 
-    Raises:
-        InputError: the file is unreadable or has no example; a line is malformed or repeats an id.
+    Raises ``InputError`` if the file is unreadable or has no example, or a line is malformed or repeats an id.
     """
     examples: dict[int, Example] = {}
     line_of: dict[int | str, int] = {}
@@ -80,10 +79,7 @@ def find_records(path: Path, examples: Mapping[int, Example], image_db: ImageDat
     """Return the record in ``image_db`` of each image that the examples of ``path`` name, such as ``ex_0_img_0.npz``.
 
     If the first image has no record of its name, its only record with a prefix, such as ``winoground_ex_0_img_0.npz``, sets the
-    prefix for all.
-
-    Raises:
-        InputError: an image has no record; names the first line that needs it.
+    prefix for all. Raises ``InputError`` for an image without a record; names the first line that needs it.
     """
     line_of: dict[str, int] = {}
     record_of: dict[str, str] = {}
@@ -125,10 +121,7 @@ def score_examples(
 ) -> np.ndarray:
     """Return the scores (E, 2, 2), caption by image, float32; ``record_of`` is the record in ``image_db`` of each image.
 
-    Each image is read once per ``EXAMPLES_PER_BATCH`` examples.
-
-    Raises:
-        InputError: a record is damaged or does not fit the model.
+    Reads each image once per ``EXAMPLES_PER_BATCH`` examples. Raises ``InputError`` if a record does not fit the model.
     """
     scores = []
     with (

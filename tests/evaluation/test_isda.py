@@ -13,7 +13,7 @@ from data.sources.entities import Annotated, parse_caption
 from data.tokenizer import load_tokenizer
 from evaluation.isda import Objects, among_objects, evened, find_objects, iou, isda, measure_isda, regions_of, summary, table
 from evaluation.plots.isda_plot import isda_figure
-from model.iais import Blocks, PairAttention
+from model.iais import PairAttention
 
 
 def members(rows: list[set[int]], count: int) -> np.ndarray:
@@ -35,21 +35,6 @@ def naive_isda(words: np.ndarray, regions: np.ndarray, pieces: list[set[int]], r
         for p, q in zip(a, b, strict=True):
             total += p * math.log(p / q) + q * math.log(q / p)
     return total / len(pieces)
-
-
-def test_by_hand() -> None:
-    """Two objects: words 0 and 1, and word 3; region 0, and regions 1 and 2. Word 2 belongs to neither."""
-    words = torch.tensor([[0.1, 0.2, 0.5, 0.2], [0.3, 0.2, 0.3, 0.2], [0.25] * 4, [0.1, 0.1, 0.2, 0.6]])
-    regions = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.8, 0.1], [0.7, 0.2, 0.1]])
-    objects = Objects(members([{0, 1}, {3}], 4), members([{0}, {1, 2}], 3))
-    # rows 0.4, 0.2 and 0.2, 0.6 of words; 0.5, 0.5 and 0.4, 0.6 of regions
-    among_words = among_objects(words.log(), torch.from_numpy(objects.pieces)).exp()
-    among_regions = among_objects(regions.log(), torch.from_numpy(objects.regions)).exp()
-    np.testing.assert_allclose(among_words, [[2 / 3, 1 / 3], [1 / 4, 3 / 4]], rtol=1e-6)
-    np.testing.assert_allclose(among_regions, [[1 / 2, 1 / 2], [2 / 5, 3 / 5]], rtol=1e-6)
-    # (p - q) log(p / q) in both columns of a row: 1/6 log(4/3) - 1/6 log(2/3), and 3/20 (log(8/5) - log(4/5)) with its sign
-    blocks = Blocks(words.log(), torch.empty(0), torch.empty(0), regions.log())
-    assert float(isda(blocks, objects)) == pytest.approx((math.log(2) / 6 + 3 / 20 * (math.log(8 / 5) + math.log(5 / 4))) / 2)
 
 
 def test_plain_loops() -> None:

@@ -105,37 +105,34 @@ def test_interrupted_evaluation_of_candidates_resumes(
 ) -> None:
     split, model = BUNDLED.source(), BUNDLED.model()
     candidates = ragged_candidates(split)
-    whole = score_matrix(model, split, compute, loader, SingleProcess(), candidates=candidates).scores
     score_block, done = scoring._score_block, []
 
     def interrupting(*arguments: Any) -> np.ndarray:
-        if len(done) == 4:
-            raise KeyboardInterrupt
         done.append(arguments)
+        if len(done) == 5:
+            raise KeyboardInterrupt
         return score_block(*arguments)
 
-    def partial(of: Candidates) -> AbstractContextManager[np.ndarray]:
-        return partial_scores(tmp_path, whole.shape, {"candidates": of.fingerprint()}, of)
+    def begin(of: Candidates) -> AbstractContextManager[np.ndarray]:
+        return partial_scores(tmp_path, (200, 40), {"candidates": of.fingerprint()}, of)
 
-    def evaluate() -> np.ndarray:
-        with partial(candidates) as begun:
-            return score_matrix(model, split, compute, loader, SingleProcess(), candidates=candidates, into=begun).scores
+    def evaluate(into: np.ndarray | None = None) -> np.ndarray:
+        return score_matrix(model, split, compute, loader, SingleProcess(), candidates=candidates, into=into).scores
 
-    monkeypatch.setattr(scoring, "_score_block", interrupting)
-    for time in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            evaluate()
-        missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
-        blocks = set(np.flatnonzero(missing) // scoring.TEXTS_PER_BLOCK)
-        assert blocks == {0, *range(3, 13)} - {0, *range(3, 2 + 4 * time)}  # 1 and 2 have nothing to score
-        done.clear()
-    message = "belongs to an evaluation with another candidates; use the same to resume it"
-    with pytest.raises(InputError, match=message), partial(sampled_candidates(split, 3)):
-        pass
-    assert np.array_equal(evaluate(), whole)
-    assert len(done) == 3
-    with pytest.raises(KeyboardInterrupt), partial(candidates):  # nothing scored, nothing left
+    whole = evaluate()
+    with pytest.raises(KeyboardInterrupt), begin(candidates):  # leaves nothing, as nothing has been scored
         raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(scoring, "_score_block", interrupting)
+    with pytest.raises(KeyboardInterrupt), begin(candidates) as scores:
+        evaluate(scores)
+    missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
+    assert set(np.flatnonzero(missing) // scoring.TEXTS_PER_BLOCK) == set(range(6, 13))  # blocks 1 and 2 have no candidates
+    with pytest.raises(InputError, match="another candidates; use the same to resume it"), begin(sampled_candidates(split, 3)):
+        pass
+    with begin(candidates) as scores:
+        assert np.array_equal(evaluate(scores), whole)
+    assert len(done) == 5 + 7
     assert not list(tmp_path.iterdir())
 
 

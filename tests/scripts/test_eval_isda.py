@@ -1,4 +1,4 @@
-"""The program on drawn scenes against plain loops, and its errors."""
+"""The program on drawn scenes against measuring pair by pair, and its errors."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from data.loader import Loader
 from data.sources.entities import read_annotated
 from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.isda import find_objects, record_names
+from evaluation.isda import evened, find_objects, measure_isda, record_names
 from evaluation.retriever import Retriever
 from scripts.eval_isda import main
 from tests.conftest import BUNDLED
-from tests.evaluation.test_isda import naive_isda
 from tests.scripts.conftest import TEST_IMAGES, Scenes
 from tests.test_programs import fails
 from utils.distributed import SingleProcess
 from utils.files import sha256
 
+HEADS = 4
 TEST_PICTURES = [f"scenes_{number:012d}" for number in range(2, 2 + TEST_IMAGES)]
 
 
@@ -51,14 +51,7 @@ def retriever_of(scenes: Scenes) -> Retriever:
     return Retriever.from_checkpoint(scenes.folder / "model.pt", scenes.folder / "model.json", device="cpu")
 
 
-def mean_softmax(scores: np.ndarray) -> np.ndarray:
-    """(A, C, C) to (C, C): softmax each row, average over heads."""
-    shares = np.exp(scores.astype(np.float64))
-    mean: np.ndarray = (shares / shares.sum(axis=2, keepdims=True)).mean(axis=0)
-    return mean
-
-
-def by_plain_loops(scenes: Scenes) -> tuple[dict[tuple[int | str, int | None], list[float]], Counter[str]]:
+def one_by_one(scenes: Scenes) -> tuple[dict[tuple[int | str, int | None], list[float]], Counter[str]]:
     """ISDa of every caption by (layer, head), with head None for the mean and layer "even" for uniform attention; counts."""
     retriever, database = retriever_of(scenes), ImageDatabase(scenes.folder / "db")
     measured: dict[tuple[int | str, int | None], list[float]] = {}
@@ -70,12 +63,9 @@ def by_plain_loops(scenes: Scenes) -> tuple[dict[tuple[int | str, int | None], l
             counts["objects"] += len(objects.pieces)
             counts["shared"] += objects.regions.sum(axis=0).max() > 1
             attention = retriever.attention(" ".join(caption.words), image)
-            members = [[set(np.flatnonzero(row)) for row in side] for side in objects]
-            words, regions = slice(1, len(attention.pieces) + 1), slice(len(attention.pieces) + 2, None)
-            for layer, scores in [*attention.maps.items(), ("even", torch.zeros_like(attention.maps[0][:1]))]:
-                for head, of_heads in {None: scores.numpy(), **dict(enumerate(scores.numpy()[:, None]))}.items():
-                    among = mean_softmax(of_heads[:, words, words]), mean_softmax(of_heads[:, regions, regions])
-                    measured.setdefault((layer, head), []).append(naive_isda(*among, *members))
+            pairs = {(layer, head): attention.pair(layer, head) for layer in (0, 1) for head in (None, *range(HEADS))}
+            for key, pair in {**pairs, ("even", None): evened(pairs[0, None])}.items():
+                measured.setdefault(key, []).append(measure_isda(pair, objects)["isda"])
     database.close()
     return measured, counts
 
@@ -86,7 +76,7 @@ def test_one_split_in_all_layers_and_heads(tmp_path: Path, scenes: Scenes, capsy
     assert (counts["pairs"], counts["images"]) == (5 * TEST_IMAGES, TEST_IMAGES)
     assert skipped["images"] == {"not_in_img_db": 0, "not_in_txt_db": 2, "no_annotation": 0}
     assert skipped["captions"] == {"too_long": 0, "fewer_than_2_objects": 0}
-    expected, counted = by_plain_loops(scenes)
+    expected, counted = one_by_one(scenes)
     assert (counts["objects"], skipped["chains"]["scene"]) == (counted["objects"], counted["scene"])
     assert counts["pairs_with_shared_regions"] == counted["shared"]
     assert min(counted.values()) > 0
@@ -95,8 +85,8 @@ def test_one_split_in_all_layers_and_heads(tmp_path: Path, scenes: Scenes, capsy
         assert entry["isda"] == pytest.approx(np.mean(expected[entry["layer"], None]), rel=1e-4)
         low, high = entry["interval_95"]["isda"]
         assert low < entry["isda"] < high
+        assert [of_head["head"] for of_head in entry["heads"]] == list(range(HEADS))
         for head, of_head in enumerate(entry["heads"]):
-            assert of_head["head"] == head
             assert of_head["isda"] == pytest.approx(np.mean(expected[entry["layer"], head]), rel=1e-4)
     assert measured["even_attention"]["isda"] == pytest.approx(np.mean(expected["even", None]), rel=1e-4)
     assert measured["provenance"]["checkpoint_sha256"] == sha256(scenes.folder / "model.pt")
