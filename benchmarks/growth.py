@@ -31,8 +31,7 @@ from data.loader import Loader
 from data.split import RetrievalSplit
 from data.text_db import TextDatabaseWriter
 from evaluation.recall import ranks, recalls
-from evaluation.scoring import score_matrix
-from evaluation.unfinished import UnfinishedScores
+from evaluation.scoring import partial_scores, score_matrix
 from model.chunks import ChunkSize
 from model.config import UniterConfig
 from model.cpu import packed_for_inference
@@ -57,8 +56,8 @@ def evaluation(folder: Path) -> dict[str, float]:
         shape = len(source.text_db), len(source.image_names)
         before = start_memory_peak(CPU)
         started = time.perf_counter()
-        with UnfinishedScores(folder, shape, {}) as unfinished:
-            scored = score_matrix(model, source, compute, Loader(CPU), SingleProcess(), into=unfinished.scores)
+        with partial_scores(folder, shape, {}) as partial:
+            scored = score_matrix(model, source, compute, Loader(CPU), SingleProcess(), into=partial)
             assert scored is not None
             seconds = time.perf_counter() - started
             recalls(ranks(scored.scores, source.image_of))

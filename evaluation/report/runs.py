@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from data.text_db import TextDatabase
-from evaluation.bootstrap import Bootstrap, interval
+from evaluation.analysis import Bootstrap, interval
 from evaluation.options import InferenceOptions
 from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from utils.errors import InputError
