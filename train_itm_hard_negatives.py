@@ -37,7 +37,7 @@ from utils.errors import InputError, Interrupted, RankLost, one_line_errors
 from utils.logging import log_to_screen, progress_bar
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("train")
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     """Options → data → model → loop → best checkpoint, evaluated; the same on every worker."""
     with ExitStack() as stack:
         group = stack.enter_context(connect())
-        stop = stack.enter_context(Stop())
+        stop = stack.enter_context(StopSignal())
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(TrainOptions, argv, __doc__ or "")
@@ -155,7 +155,7 @@ def train(
     measure: Callable[[], dict[str, float]],
     progress: Progress,
     run: RunFolder,
-    stop: Stop,
+    stop: StopSignal,
 ) -> None:
     """Update, validate and save until nothing is left to do; a signal or a lost worker saves what there is and ends it.
 
@@ -195,7 +195,7 @@ def train(
             raise
 
 
-def stoppable(halves: Iterator[AnchorBatch], stop: Stop) -> Iterator[AnchorBatch]:
+def stoppable(halves: Iterator[AnchorBatch], stop: StopSignal) -> Iterator[AnchorBatch]:
     """The same halves; where a signal has arrived, ends between two micro-steps by raising ``Interrupted``."""
     for half in halves:
         if half.anchor == "image":

@@ -8,7 +8,7 @@ from typing import Literal
 
 from data.boxes import ImageOptions
 from utils.errors import InputError
-from utils.options import MachineOptions, check_at_least, check_sizes, option, require
+from utils.options import MachineOptions, PrecisionName, check_at_least, check_sizes, option, require
 
 NO_PICTURES = "without pictures"  # the value of --report without a folder
 # The options that evaluations inherit from a training's log/hps.json.
@@ -42,7 +42,7 @@ class RetrieverOptions(ModelOptions):
 
     vocab: str | None = option(None, "vocab.txt of the model; that of bert-base-cased if none")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+    precision: Literal["auto", PrecisionName] | None = option(
         None, "arithmetic of the encoder; fp32 if none; auto is bf16 where the device computes it fast"
     )
 

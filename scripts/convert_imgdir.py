@@ -31,7 +31,7 @@ from utils.errors import InputError, one_line_errors
 from utils.files import short_repr
 from utils.parallel import add_nproc, in_order
 from utils.provenance import made_by
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 OTHER_DETECTOR = "warning: UNITER's weights were trained on other features than {}'s; expect to train from these anew"
 
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     images = boxes = width = 0
     try:
-        with Stop(), writer as database:
+        with StopSignal(), writer as database:
             results = in_order(partial(pack, database.layout), with_names(sources, name_of, failures), options.nproc)
             for packed in tqdm(results, total=total, desc=options.output.name, unit=" images", disable=None):
                 width = width or packed.width

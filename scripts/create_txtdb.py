@@ -24,7 +24,7 @@ from data.tokenizer import WordPieceTokenizer, load_tokenizer
 from utils.errors import one_line_errors
 from utils.parallel import add_nproc, in_order
 from utils.provenance import made_by
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 CHUNK = 2000  # captions given to a worker at a time
 PER_WORKER = 15_000  # captions that are done in the time in which another worker starts
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         "split": options.split,
         "made_by": made_by(__file__),
     }
-    with Stop(), TextDatabaseWriter(options.output, meta) as database:
+    with StopSignal(), TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
         chunks = [captions[first : first + CHUNK] for first in range(0, len(captions), CHUNK)]
         nproc = min(options.nproc, 1 + len(captions) // PER_WORKER)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background jobs and their children
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and the programs that tests start share the machine
 
 import numpy as np
