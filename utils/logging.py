@@ -97,6 +97,7 @@ class RunLog:
         with self._disk_errors("the scalars"):
             self.lines.write(json.dumps({"update": update, **values}) + "\n")
             self.lines.flush()
+            os.fsync(self.lines.fileno())
             for name, value in values.items():
                 self.events.write_event(Event(wall_time=time.time(), step=update, summary=scalar(name, value)))
             self.events.flush()

@@ -20,7 +20,7 @@ from evaluation.unfinished import UnfinishedScores
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests import naive
 from tests.conftest import BUNDLED, Golden
-from tests.worker import first_texts
+from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
 from utils.errors import InputError
 
