@@ -112,11 +112,10 @@ def _check(file: IO[bytes]) -> None:
 def _check_zip(file: IO[bytes], size: int, longest: int) -> None:
     with zipfile.ZipFile(file) as archive:
         members = {member.orig_filename: member for member in archive.infolist()}
-        plain = all(member.compress_size == member.file_size for member in members.values())
         distinct = len({name.lower() for name in members}) == len(archive.infolist())  # torch's reader ignores case
-        apart = sum(member.file_size for member in members.values()) <= size
+        fits = sum(member.file_size for member in members.values()) <= size
         file.seek(-min(size, 98), io.SEEK_END)
-        if not (plain and distinct and apart and _directory_start(file.read(), size) == archive.start_dir):
+        if not (distinct and fits and _directory_start(file.read(), size) == archive.start_dir):
             raise InputError("its members are compressed, overlap or have one name, which torch.save never does")
         folder = next(iter(members), "").partition("/")[0]
         pickled = members.get(f"{folder}/data.pkl")
