@@ -37,7 +37,7 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {name!r} is not available here, expected auto, cpu, cuda, cuda:N or mps") from error
+        raise InputError(f"device {name!r} cannot be used on this machine, expected auto, cpu, cuda, cuda:N or mps") from error
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"device {name!r} is not supported, expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda":
