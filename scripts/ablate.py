@@ -27,7 +27,7 @@ from utils.errors import InputError, one_line_errors
 from utils.files import atomic_file, make_folder, save_json
 from utils.options import read_json_as
 from utils.parallel import cores
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 
 @one_line_errors
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
     failures: dict[Run, str] = {}
     started = time.perf_counter()
-    with Stop(), closing(run_all(to_do, grid, output, options.jobs)) as results:
+    with StopSignal(), closing(run_all(to_do, grid, output, options.jobs)) as results:
         for number, (run, error) in enumerate(results, start=1):
             if error:
                 failures[run] = error

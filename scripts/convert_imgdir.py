@@ -26,7 +26,7 @@ from data.sources.regions import Conversion, Source, naming
 from utils.errors import InputError, one_line_errors
 from utils.parallel import add_nproc
 from utils.provenance import made_by
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
     writer = ImageDatabaseWriter(options.output, rule, compressed=options.compress)
     conversion = Conversion()
     try:
-        with Stop(), writer as database:
+        with StopSignal(), writer as database:
             conversion.run(sources, name_of, database, options.nproc, total)
             if not conversion.images:
                 raise InputError(f"{database.lmdb_path}: not made, no image can be used")

@@ -19,7 +19,7 @@ from data.text_db import TextDatabaseWriter
 from utils.errors import one_line_errors
 from utils.parallel import add_nproc
 from utils.provenance import made_by
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         "split": options.split,
         "made_by": made_by(__file__),
     }
-    with Stop(), TextDatabaseWriter(options.output, meta) as database:
+    with StopSignal(), TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
         write_captions(captions, database, options.vocab, options.nproc)
     print(f"{options.output}: {len(captions):,} texts of {len({caption.image for caption in captions}):,} images")
