@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from data.checks import input_ids_of, is_text_list
 from data.datasets import MAX_TXT_LEN
 from data.inspection.faults import Faults
 from data.inspection.reading import Reading, read_map, read_object, record_names
 from data.inspection.report import Report, share, size_on_disk, spread, table
 from data.lmdb_store import LmdbReader
-from data.text_db import decode_text, input_ids_of, is_text_list
+from data.text_db import decode_text
 from data.tokenizer import load_tokenizer
 from utils.errors import InputError
 from utils.files import short_repr

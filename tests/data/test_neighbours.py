@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data.datasets import read_neighbours
 
 from data.datasets import HardNegativeDataset
-from data.neighbours import read_neighbours
 from data.split import RetrievalSplit
 from tests.conftest import BUNDLED
 from utils.errors import InputError
