@@ -105,8 +105,8 @@ class PairBatch:
 class AnchorBatch(NamedTuple):
     """One half (image-anchored or text-anchored) of one or more micro-steps: G anchors, each with C candidates.
 
-    ``batch.pairs`` (G · C, 2) is the concatenation of the groups, each with its positive first. ``images`` (I,), on the CPU, is
-    None unless the features were left out; it then has each image's index among those of all splits.
+    ``batch.pairs`` (G · C, 2) is the concatenation of the groups, each with its positive first. If the features were left out,
+    ``images`` (I,), on the CPU, has each image's index among those of all splits.
     """
 
     anchor: Literal["image", "text"]
@@ -124,20 +124,14 @@ def collate(
 ) -> PairBatch:
     """Make the batch of ``pairs`` (P, 2), indices into ``texts`` and ``images``; either list may be empty.
 
-    Raises:
-        InputError: a text is too long or has ids outside the vocabulary, or an image has features of the wrong width.
+    Raises ``InputError`` if a text is too long or an image has features of another width; the vocabulary is checked before.
     """
     for text in texts:
         check_length(text.id, len(text.input_ids), limits)
-        if len(text.input_ids) and text.input_ids.max() >= limits.vocab_size:
-            raise InputError(
-                f"text {text.id!r} has word-piece id {text.input_ids.max()}, the model has vocab_size {limits.vocab_size}"
-            )
     for image in images:
-        if image.features.shape[1] != limits.img_dim:
-            raise InputError(
-                f"image {image.name!r} has features of width {image.features.shape[1]}, the model has img_dim {limits.img_dim}"
-            )
+        width = image.features.shape[1]
+        if width != limits.img_dim:
+            raise InputError(f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}")
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
         text_ids=tuple(text.id for text in texts),

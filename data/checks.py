@@ -35,11 +35,17 @@ IMAGE_NAMES = Expected("the name of an image", lambda value: isinstance(value, s
 TEXT_IDS = Expected("a list of text ids", is_text_list)
 
 
-def read_map(file: Path | str, expected: Expected) -> dict[str, Any]:
-    """Read a JSON object. Raises ``InputError`` for anything else and for a value that is not what is ``expected``."""
+def read_object(file: Path | str) -> dict[str, Any]:
+    """Read a JSON object. Raises ``InputError`` for anything else."""
     contents = read_json(file)
     if not isinstance(contents, dict):
         raise InputError(f"{file}: holds a JSON {type(contents).__name__}, expected a JSON object")
+    return contents
+
+
+def read_map(file: Path | str, expected: Expected) -> dict[str, Any]:
+    """Read a JSON object. Raises ``InputError`` for anything else and for a value that is not what is ``expected``."""
+    contents = read_object(file)
     for key, value in contents.items():
         if not expected.fits(value):
             raise InputError(f"{file}: {short_repr(key)} has {short_repr(value)}, expected {expected.meaning}")
@@ -58,15 +64,16 @@ def vocabulary_faults(meta: Mapping[str, Any], special: Collection[str]) -> Iter
             yield f"{token} is {short_repr(meta.get(token))}, expected a word-piece id from 0 to {size - 1}"
 
 
-def input_ids_of(fields: dict[str, Any], vocab_size: int) -> np.ndarray:
-    """Remove ``input_ids`` from the map of a text and return it as int64 [words]. Raises ``ValueError`` if it is malformed."""
+def take_text(fields: dict[str, Any], vocab_size: int) -> tuple[np.ndarray, Any]:
+    """Remove ``input_ids``, as int64 [words], and ``img_fname`` from the map of a text. Raises ``ValueError`` if malformed."""
     ids = fields.pop("input_ids", None)
     if not isinstance(ids, list) or not ids or not all(type(number) is int for number in ids):
         raise ValueError("input_ids is missing, empty or not a list of integers")
     if min(ids) < 0 or max(ids) >= vocab_size:
         wrong = min(ids) if min(ids) < 0 else max(ids)
         raise ValueError(f"word piece {wrong} is outside the vocabulary of {vocab_size}")
-    return np.array(ids, dtype=np.int64)
+    image = fields.pop("img_fname", None)
+    return np.array(ids, dtype=np.int64), image.decode() if isinstance(image, bytes) else image
 
 
 def check_regions(arrays: Mapping[str, np.ndarray], required: Collection[str] = ("features", "norm_bb")) -> None:
@@ -85,7 +92,7 @@ def check_regions(arrays: Mapping[str, np.ndarray], required: Collection[str] = 
         if array.ndim != dimensions or 0 in array.shape:
             raise ValueError(f"{name} has shape {list(array.shape)}, expected {dimensions} dimensions, none of them 0")
         if array.shape[:1] != rows:
-            raise ValueError(f"{name} has shape {list(array.shape)}, but features has {rows[0]} rows")
+            raise ValueError(f"{name} has shape {list(array.shape)}, features has {rows[0]} rows")
         if not all_finite(array):
             raise ValueError(f"{name} has numbers that are not finite")
     if arrays["norm_bb"].shape[1] != 6:

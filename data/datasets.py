@@ -147,9 +147,9 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
 
     def _check(self, shard: _Shard, world_size: int) -> None:
         path, images, texts = shard.split.text_db.path, len(shard.split.image_names), len(shard.texts)
-        special, *others = ((split.text_db.cls_id, split.text_db.sep_id) for split in (shard.split, self.splits[0]))
-        if special != others[0]:
-            raise InputError(f"{path}: [CLS] and [SEP] are {special}, {self.splits[0].text_db.path} has {others[0]}")
+        first, own = ((split.text_db.cls_id, split.text_db.sep_id) for split in (self.splits[0], shard.split))
+        if own != first:
+            raise InputError(f"{path}: [CLS] and [SEP] are {own}, {self.splits[0].text_db.path} has {first}")
         if images <= self.negative_size:
             raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
         most = shard.most_texts_per_image()

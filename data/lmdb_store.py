@@ -170,17 +170,9 @@ def _reason(error: lmdb.Error) -> str:
 
 def _look_up(transaction: lmdb.Transaction, key: str) -> Any:
     try:
-        return transaction.get(_encode_key(key))
-    except ValueError:  # no database can hold this key
+        return transaction.get(key.encode("utf-8", "surrogateescape"))
+    except (UnicodeEncodeError, lmdb.BadValsizeError):  # no database can hold this key
         return None
-
-
-def _encode_key(key: str) -> bytes:
-    """Return the bytes of ``key``. Raises ``ValueError`` for a key that no database can hold."""
-    encoded = key.encode("utf-8", "surrogateescape")
-    if not 0 < len(encoded) <= MAX_KEY_BYTES:
-        raise ValueError(f"has a name of {len(encoded)} bytes, expected 1 to {MAX_KEY_BYTES}")
-    return encoded
 
 
 def _is_special(key: bytes) -> bool:
@@ -189,15 +181,17 @@ def _is_special(key: bytes) -> bool:
 
 def check_name(name: str) -> None:
     """Raise ``ValueError`` unless a record can have this name."""
-    if _is_special(_encode_key(name)):
+    key = name.encode("utf-8", "surrogateescape")
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise ValueError(f"has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
+    if _is_special(key):
         raise ValueError("has a reserved name, expected one that does not begin and end with __")
 
 
 class LmdbWriter:
     """Writes a new LMDB folder, which appears at ``path`` when the ``with`` block succeeds.
 
-    Raises ``InputError`` if ``path`` exists or another process is writing it, for a key that occurs twice or is too long, and
-    if the disk is full or read-only.
+    Raises ``InputError`` if ``path`` exists, if another process is writing it, and if the disk is full or read-only.
 
     Args:
         finish: called at the end of a block that succeeds, for records and files that depend on all others.
@@ -229,13 +223,9 @@ class LmdbWriter:
         self._stack.__exit__(*exception)
 
     def put(self, key: str, value: bytes) -> None:
-        """Add one record."""
-        try:
-            encoded = _encode_key(key)
-        except ValueError as error:
-            raise InputError(f"{self.path}: record {key!r} {error}") from error
-        self._pending.append((encoded, value))
-        self._pending_bytes += len(encoded) + len(value)
+        """Add one record. The key must be new, and one that ``check_name`` accepts or a special one."""
+        self._pending.append((key.encode("utf-8", "surrogateescape"), value))
+        self._pending_bytes += len(value)
         if self._pending_bytes >= _FLUSH_BYTES:
             self._flush()
 
@@ -244,8 +234,7 @@ class LmdbWriter:
             try:
                 with self._environment.begin(write=True) as transaction:
                     for key, value in self._pending:
-                        if not transaction.put(key, value, overwrite=False):
-                            raise InputError(f"{self.path}: record {key.decode('utf-8', 'replace')!r} occurs twice")
+                        transaction.put(key, value)
                 self._pending, self._pending_bytes = [], 0
             except lmdb.MapFullError:
                 # A full map loses the whole transaction, which is why records are kept until their commit.

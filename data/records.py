@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgpack
@@ -80,14 +80,16 @@ def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
         raise ValueError(f"has {len(record):,} bytes, expected at most {MAX_RECORD_BYTES:,}")
     # raw, because old writers did not tell text from bytes: b"nd" and "nd" must be the same key.
     fields = unpack_map(record, raw=True)
-    arrays = {}
-    for name in wanted:
-        try:
-            if (field := fields.get(name.encode())) is not None:
-                arrays[name] = _array_of(field)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return arrays
+    found = {name: field for name in wanted if (field := fields.get(name.encode())) is not None}
+    return {name: _naming(name, _array_of, field) for name, field in found.items()}
+
+
+def _naming(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
+    """Call ``read``, and put the name of the array in front of what is wrong with it."""
+    try:
+        return read(*arguments)
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _array_of(field: Any) -> np.ndarray:
@@ -100,14 +102,8 @@ def _array_of(field: Any) -> np.ndarray:
 
 def read_npz(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Decode those of the ``wanted`` arrays that an ``.npz`` has; only they are decompressed, up to 64 MiB each."""
-    arrays = {}
     members = read_members(record, wanted)
-    for name in list(members):
-        try:
-            arrays[name] = read_npy(members.pop(name))  # pop, so that no array is held twice
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-    return arrays
+    return {name: _naming(name, read_npy, members.pop(name)) for name in list(members)}  # pop, so that none is held twice
 
 
 def read_members(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, bytes]:
@@ -115,14 +111,7 @@ def read_members(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
     try:
         with zipfile.ZipFile(io.BytesIO(record)) as archive:
             present = set(archive.namelist())
-            members = {}
-            for name in wanted:
-                if f"{name}.npy" in present:
-                    try:
-                        members[name] = _read_member(archive, name)
-                    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-                        raise ValueError(f"{name}: {error}") from error
-            return members
+            return {name: _naming(name, _read_member, archive, name) for name in wanted if f"{name}.npy" in present}
     except (zipfile.BadZipFile, struct.error, OSError, EOFError, NotImplementedError, OverflowError) as error:
         raise ValueError(f"is not an .npz ({error or type(error).__name__})") from error
 

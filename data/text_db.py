@@ -13,11 +13,11 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, input_ids_of, read_map, vocabulary_faults
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError
-from utils.files import read_json, save_json, short_repr
+from utils.files import save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
 
@@ -56,9 +56,7 @@ class TextDatabase:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such text database")
         self._store = LmdbReader(self.path)
-        meta = read_json(self.path / "meta.json")
-        if not isinstance(meta, dict):
-            raise InputError(f"{self.path / 'meta.json'}: holds a JSON {type(meta).__name__}, expected a JSON object")
+        meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
         self.vocab_size: int = meta["v_range"][1]
@@ -83,21 +81,24 @@ class TextDatabase:
         return hashlib.sha256(b"".join(beside)).hexdigest()
 
     def _read_images(self) -> dict[str, str]:
-        """Read the image of each text from ``txt2img.json``, with which ``img2txts.json`` must agree on all ``ids``."""
+        """Read the image of each text from ``img2txts.json``, with which ``txt2img.json`` must agree on all ``ids``.
+
+        Its keys are one string per image. Those of ``txt2img.json`` are one per text, which would fill memory.
+        """
         image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
-        image_of: dict[str, str] = read_map(image_file, IMAGE_NAMES)
-        listed = set()
+        image_of = read_map(image_file, IMAGE_NAMES)
+        listed: dict[str, str] = {}
         for image, text_ids in read_map(texts_file, TEXT_IDS).items():
-            listed.update(text_ids)
+            listed.update(dict.fromkeys(text_ids, image))
             for text_id in text_ids:
                 if image_of.get(text_id) != image:
                     wrong = f"lists text {short_repr(text_id)} for image {short_repr(image)}"
                     raise InputError(f"{texts_file}: {wrong}, but txt2img.json has {short_repr(image_of.get(text_id))}")
-        for file, known in ((image_file, image_of.keys()), (texts_file, listed)):
+        for file, known in ((image_file, image_of), (texts_file, listed)):
             for text_id in self.ids:
                 if text_id not in known:
                     raise InputError(f"{file}: lacks text {short_repr(text_id)}, which id2len.json names")
-        return image_of
+        return listed
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,21 +109,16 @@ class TextDatabase:
 
     def __getitem__(self, text_id: str) -> Text:
         record = self._store.get(text_id)
-        try:
-            fields = decode_text(record)
-            return Text(text_id, input_ids_of(fields, self.vocab_size), self._image(text_id, fields), fields)
-        except ValueError as error:
-            raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
-
-    def _image(self, text_id: str, fields: dict[str, Any]) -> str:
-        image = fields.pop("img_fname", None)
-        if isinstance(image, bytes):
-            image = image.decode()
         index = self.index_of.get(text_id)
         expected = None if index is None else self.images[self.image_of[index]]
-        if image is None or image != expected:
-            raise ValueError(f"img_fname is {short_repr(image)}, txt2img.json says {short_repr(expected)}")
-        return image
+        try:
+            fields = decode_text(record)
+            input_ids, image = take_text(fields, self.vocab_size)
+            if image is None or image != expected:
+                raise ValueError(f"img_fname is {short_repr(image)}, txt2img.json says {short_repr(expected)}")
+        except ValueError as error:
+            raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
+        return Text(text_id, input_ids, image, fields)
 
     def close(self) -> None:
         """Release the database; a later look-up opens it again."""

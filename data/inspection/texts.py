@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.checks import input_ids_of, is_text_list
+from data.checks import is_text_list, take_text
 from data.datasets import MAX_TXT_LEN
 from data.inspection.faults import Faults
 from data.inspection.reading import Reading, read_map, read_object, record_names
@@ -71,9 +71,7 @@ class TextCheck:
 
     def _examine(self, text_id: str, length: int | None, image: str | None, summary: TextSummary) -> None:
         fields = decode_text(self.store.get(text_id))
-        numbers = input_ids_of(fields, self.vocabulary.vocab_size)
-        named = fields.get("img_fname")
-        named = named.decode() if isinstance(named, bytes) else named
+        numbers, named = take_text(fields, self.vocabulary.vocab_size)
         if image is not None and named != image:
             summary.faults.add(
                 "records of another image than txt2img.json says",
