@@ -77,7 +77,7 @@ class ImageDatabase:
     def names(self) -> list[str]:
         """Return the names of all images, in the order of the database's own list if it has one."""
         listed = listed_names(self._store)
-        return list(self._store.keys()) if listed is None else listed
+        return self._store.keys() if listed is None else listed
 
     def __len__(self) -> int:
         return len(self._store)
@@ -162,7 +162,7 @@ def encode_image(
     ``ValueError`` for what ``check_regions`` refuses, confidences outside [0, 1], and numbers too large for float16.
     """
     if rule is None and conf is None:
-        raise ValueError("has no confidences, which are needed to filter boxes when the database is read")
+        raise ValueError("has no confidences, which filtering needs when the database is read")
     arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
     check_regions(arrays)
     if conf is not None and not ((conf >= 0) & (conf < 1.01)).all():

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import lmdb
@@ -21,15 +21,16 @@ _FLUSH_BYTES = 32 << 20
 _FIRST_MAP_BYTES = 256 << 20
 _SAMPLES, _SAMPLE_BYTES = 64, 16 << 10
 
+Result = TypeVar("Result")
 _lock = threading.RLock()
-_open_readers: WeakSet[LmdbReader] = WeakSet()
+_readers: WeakSet[LmdbReader] = WeakSet()
 
 
 def _close_inherited() -> None:
     """After a fork, close the parent's environments: they must not be used, and while they are open, no others can be."""
     global _lock
     _lock = threading.RLock()
-    for reader in list(_open_readers):
+    for reader in _readers:
         reader.close()
 
 
@@ -48,6 +49,8 @@ class LmdbReader:
         self._readahead = readahead
         self._real_path = os.path.realpath(self.path)
         self._environment: lmdb.Environment | None = None
+        with _lock:
+            _readers.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LmdbReader, (self.path, self._readahead)
@@ -63,60 +66,55 @@ class LmdbReader:
             self.close()
 
     def _shared(self) -> lmdb.Environment | None:
-        """The environment that another open reader of this path has."""
-        return next((other._environment for other in _open_readers if other._real_path == self._real_path), None)
+        """The environment of another reader of this path, if one is open."""
+        open_here = (reader._environment for reader in _readers if reader._real_path == self._real_path)
+        return next((environment for environment in open_here if environment is not None), None)
 
     def _open(self) -> lmdb.Environment:
         with _lock:
             if self._environment is None:
                 self._environment = self._shared() or _open_checked(self.path, self._readahead)
-                _open_readers.add(self)
             return self._environment
 
     def close(self) -> None:
         """Release the database; the last reader of a path closes it, and a later look-up opens it again."""
         with _lock:
             environment, self._environment = self._environment, None
-            _open_readers.discard(self)
             if environment is not None and self._shared() is None:
                 environment.close()
 
-    @contextmanager
-    def _transaction(self, purpose: str = "") -> Iterator[lmdb.Transaction]:
+    def _read(self, read: Callable[[lmdb.Transaction], Result], key: str = "") -> Result:
         try:
             with self._open().begin(buffers=True) as transaction:
-                yield transaction
+                return read(transaction)
         except lmdb.Error as error:
-            raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)}){purpose}") from error
+            record = f", looking for {key!r}" if key else ""
+            raise InputError(f"{self.path / 'data.mdb'}: cannot be read ({_reason(error)}){record}") from error
 
     def get(self, key: str) -> memoryview:
         """Return the value of ``key`` without copying it; the view must not be used after ``close``.
 
         Raises ``InputError`` if there is no such key.
         """
-        with self._transaction(f", looking for {key!r}") as transaction:
-            value = _look_up(transaction, key)
+        value = self._read(lambda transaction: _look_up(transaction, key), key)
         if value is None:
             raise InputError(f"{self.path}: has no record {key!r}")
         return value
 
     def absent(self, keys: Iterable[str]) -> list[str]:
         """Return those of ``keys`` that have no record; takes a second or two for a million."""
-        with self._transaction() as transaction:
-            return [key for key in keys if _look_up(transaction, key) is None]
+        return self._read(lambda transaction: [key for key in keys if _look_up(transaction, key) is None])
 
     def __contains__(self, key: str) -> bool:
         return not self.absent([key])
 
-    def keys(self) -> Iterator[str]:
-        """Yield the names of all records in LMDB's order, without special keys such as ``__keys__``."""
-        with self._transaction() as transaction:
-            for key in map(bytes, transaction.cursor().iternext(values=False)):
-                if not _is_special(key):
-                    yield key.decode("utf-8", "surrogateescape")
+    def keys(self) -> list[str]:
+        """Return the names of all records in LMDB's order, without special keys such as ``__keys__``."""
+        keys = self._read(lambda transaction: list(map(bytes, transaction.cursor().iternext(values=False))))
+        return [key.decode("utf-8", "surrogateescape") for key in keys if not _is_special(key)]
 
     def __len__(self) -> int:
-        return sum(1 for _ in self.keys())
+        return len(self.keys())
 
     def fingerprint(self) -> str:
         """Return a checksum that changes when the database is written to, and does not when it is copied or moved.
