@@ -49,6 +49,9 @@ class BoxRule:
         return min(wanted, len(conf))
 
 
+PUBLISHED_RULE = BoxRule()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(BoxRule):
     """The options that select an image database and its boxes."""

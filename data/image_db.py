@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from data.boxes import BoxRule, Layout
+from data.boxes import PUBLISHED_RULE, BoxRule, Layout
 from data.checks import BOX_COUNTS, all_finite, check_regions, is_text_list, read_map
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import read_msgpack, read_npz, write_msgpack, write_npz
@@ -42,13 +42,7 @@ class ImageDatabase:
     JSON, and, on a look-up, for a missing or corrupt record or one that would need pickle.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        rule: BoxRule = BoxRule(),  # noqa: B008 - immutable
-        *,
-        compressed: bool = False,
-    ) -> None:
+    def __init__(self, path: Path | str, rule: BoxRule = PUBLISHED_RULE, *, compressed: bool = False) -> None:
         self.path = Path(path)
         self.rule = rule
         self._read = read_npz if compressed else read_msgpack
@@ -186,13 +180,7 @@ class ImageDatabaseWriter:
     ``encode_image`` refuses, if no image was put, and if the JSON that is already there belongs to other images.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        rule: BoxRule | None = BoxRule(),  # noqa: B008 - immutable
-        *,
-        compressed: bool = False,
-    ) -> None:
+    def __init__(self, path: Path | str, rule: BoxRule | None = PUBLISHED_RULE, *, compressed: bool = False) -> None:
         self.path = Path(path)
         self.layout = Layout(rule, compressed)
         self.lmdb_path = self.path / self.layout.folder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.batch import InputLimits, PairBatch, check_length, collate
-from data.boxes import BoxRule
+from data.boxes import PUBLISHED_RULE, BoxRule
 from data.image_db import Image, ImageDatabase
 from data.text_db import Text, TextDatabase
 from utils.errors import InputError
@@ -45,7 +45,7 @@ class RetrievalSplit:
         txt_db: str,
         img_db: str,
         limits: InputLimits,
-        rule: BoxRule = BoxRule(),  # noqa: B008 - immutable
+        rule: BoxRule = PUBLISHED_RULE,
         *,
         compressed: bool = False,
         max_txt_len: int = -1,
