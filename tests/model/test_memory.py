@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model.memory import forgotten
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from model.layers import Block
+from model.memory import forgotten
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests.model.test_twin import ALL, CONFIG, random_batch
 from utils.precision import Precision
