@@ -109,9 +109,23 @@ class LmdbReader:
         return not self.absent([key])
 
     def keys(self) -> list[str]:
-        """Return the names of all records in LMDB's order, without special keys such as ``__keys__``."""
-        keys = self._read(lambda transaction: list(map(bytes, transaction.cursor().iternext(values=False))))
-        return [key.decode("utf-8", "surrogateescape") for key in keys if not _is_special(key)]
+        """Return the names of all records in LMDB's order, without special keys such as ``__keys__``.
+
+        Raises ``InputError`` also if damaged pages lead to names out of order, or not to all.
+        """
+        return [key.decode("utf-8", "surrogateescape") for key in self._read(self._ordered_keys) if not _is_special(key)]
+
+    def _ordered_keys(self, transaction: lmdb.Transaction) -> list[bytes]:
+        damaged, keys, last = f"{self.path / 'data.mdb'}: its pages are damaged", [], b""
+        for key in map(bytes, transaction.cursor().iternext(values=False)):
+            if key <= last:  # a page that leads back to an earlier one would be listed forever
+                raise InputError(f"{damaged}, names are not in order; write the database again")
+            keys.append(key)
+            last = key
+        entries = self._open().stat()["entries"]
+        if len(keys) != entries:
+            raise InputError(f"{damaged}, they list {len(keys):,} of {entries:,} records; write the database again")
+        return keys
 
     def __len__(self) -> int:
         return len(self.keys())

@@ -155,7 +155,7 @@ def test_plot(pair: Path, inspect: Callable[..., Inspection]) -> None:
         (["images", f"images/{FOLDER}"], f"{FOLDER}: two image databases, expected a text and an image database"),
         (["texts.db", "images", "--sample", "0"], "--sample 0: expected at least 1"),
         (["texts.db", "--plot", "nowhere/seen.png"], "nowhere/seen.png: cannot be written (No such file or directory)"),
-        (["bare.db"], "bare.db: no name of an image database, expected one like feat_th0.2_max100_min10"),
+        (["bare.db"], "bare.db: not the name of an image database, expected one like feat_th0.2_max100_min10"),
     ],
 )
 def test_refusals(pair: Path, inspect: Callable[..., Inspection], words: list[str], message: str) -> None:

@@ -54,7 +54,7 @@ def with_number(key: str, number: float) -> Arrays:
 RECORDS: list[tuple[Arrays | bytes, list[str], str]] = [
     (b"\x82\xa1", [REFUSED + "is not a msgpack record ..."], ": is not a msgpack record ("),
     (write_msgpack({"features": SOUND["features"]}), [REFUSED + "has no norm_bb"], "\n"),
-    ({"features": np.ones((3, 8), np.int16)}, [REFUSED + "features has type int16, expected floating numbers"], "\n"),
+    ({"features": np.ones((3, 8), np.int16)}, [REFUSED + "features has type int16, expected floating-point numbers"], "\n"),
     (conf(0.5, 0.25), [REFUSED + "conf has shape ..., features has ... rows"], ": conf has shape [2], features has 3 rows\n"),
     (
         {"norm_bb": SOUND["norm_bb"][:, :5]},
@@ -119,11 +119,11 @@ def rename(folder_to: str, nbb_to: str = NBB) -> Callable[[Path], object]:
     ("damage", "kind", "line"),
     [
         (lambda folder: (folder / NBB).unlink(), UNREADABLE, f"{NBB}: no such file"),
-        (lambda folder: (folder / FOLDER / "data.mdb").unlink(), UNREADABLE, "no data.mdb in it"),
+        (lambda folder: (folder / FOLDER / "data.mdb").unlink(), UNREADABLE, "it has no data.mdb"),
         (lambda folder: (folder / f"made_{FOLDER}.json").write_text("1"), UNREADABLE, f"made_{FOLDER}.json: expected a JSON"),
         (lambda folder: put(folder / FOLDER, "__keys__", b"[1, 2]"), "lists __keys__ that are not of image names", "[1, 2]"),
         (lambda folder: put(folder / FOLDER, "__keys__", b"\x80"), "lists __keys__ that are not JSON", "decode"),
-        (rename("feat_0.2"), "folders whose name no program reads", "feat_0.2: no name of an image"),
+        (rename("feat_0.2"), "folders whose name no program reads", "feat_0.2: not the name of an image"),
         (
             rename("feat_th0.2_max5_min2", "nbb_th0.2_max5_min2.json"),
             "images with more boxes than the folder's name allows",

@@ -74,7 +74,7 @@ def test_a_wrong_number_of_records(pair: Path) -> None:
     faults = Faults()
     assert read_names(file.parent, faults) == (None, None)
     (line,) = faults.examples[UNREADABLE]
-    assert line == f"{file}: its pages are damaged, it lists 12 records where it says that it has 13"
+    assert line.startswith(f"{file}: its pages are damaged, they list 12 of 13 records")
 
 
 @pytest.mark.parametrize("nproc", [1, 2])

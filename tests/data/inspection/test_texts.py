@@ -87,7 +87,7 @@ def test_files_that_contradict_each_other(pair: Path, inspect: Callable[..., Ins
             (f"{name}.json", None, {UNREADABLE: 1}, f"{name}.json: no such")
             for name in ("id2len", "txt2img", "img2txts", "meta")
         ),
-        ("data.mdb", None, {UNREADABLE: 1}, "texts.db: not a database (no data.mdb in it)"),
+        ("data.mdb", None, {UNREADABLE: 1}, "texts.db: not a database (it has no data.mdb)"),
         ("txt2img.json", "{", {UNREADABLE: 1}, "txt2img.json: not JSON"),
         ("img2txts.json", "[]", {UNREADABLE: 1}, "img2txts.json: expected a JSON object"),
         (
