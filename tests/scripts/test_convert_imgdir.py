@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def convert(folder: Path, output: Path, *flags: str) -> int:
     return 0
 
 
+def start(folder: Path, output: Path, **changes: Any) -> subprocess.Popen[bytes]:
+    """A conversion by two workers in a process of its own."""
+    words = ["--img_dir", str(folder), "--output", str(output), *FLAGS, "--nproc", "2"]
+    return subprocess.Popen([sys.executable, "scripts/convert_imgdir.py", *words], cwd=ROOT, **changes)
+
+
 def test_rows_past_nbb_are_padding(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     save_uniter(tmp_path / "in/a.npz", Detected(1, 9), nbb=np.array(5))
@@ -50,25 +57,19 @@ def test_rows_past_nbb_are_padding(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(folder: Path, tmp_path: Path) -> None:
-    assert convert(folder, tmp_path / "one") == 0
-    command = [sys.executable, "scripts/convert_imgdir.py", "--img_dir", str(folder), "--output", str(tmp_path / "two"), *FLAGS]
-    subprocess.run([*command, "--nproc", "2"], cwd=ROOT, check=True)
-    with LmdbReader(tmp_path / "one" / NAME) as one, LmdbReader(tmp_path / "two" / NAME) as two:
-        assert list(one.keys()) == list(two.keys())
-        for key in [*one.keys(), "__keys__"]:
-            assert bytes(one.get(key)) == bytes(two.get(key))
-    files = [tmp_path / output / "nbb_th0.2_max6_min2.json" for output in ("one", "two")]
-    assert files[0].read_text() == files[1].read_text()
+    assert convert(folder, tmp_path / "one") == start(folder, tmp_path / "two").wait(60) == 0
+    for name in (f"{NAME}/data.mdb", "nbb_th0.2_max6_min2.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = Detected(0, 5)
     boxes = good.shares()
-    (folder / "b_text.npz").write_text("no archive")
-    (folder / "b_empty.npz").touch()
     whole = (folder / "made_000000000004.npz").read_bytes()
-    (folder / "b_short.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "b_folder.npz").mkdir()
+    files = {"b_text": b"no archive", "b_empty": b"", "b_short": whole[: len(whole) // 2]}
+    for name, contents in files.items():
+        (folder / f"{name}.npz").write_bytes(contents)
     np.savez(folder / "b_noconf.npz", features=good.features, norm_bb=boxes)
     bad: dict[str, dict[str, np.ndarray]] = {
         "b_rows": {"norm_bb": boxes[:3]},
@@ -88,11 +89,11 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
     for name, changes in bad.items():
         save_uniter(folder / f"{name}.npz", good, **changes)
     assert convert(folder, tmp_path / "db") == 1
-    lines = capsys.readouterr().err.strip().split("\n")
-    start = next(number for number, line in enumerate(lines) if "could not be used" in line)
-    assert lines[start].startswith(f"{len(bad) + 5} of {len(bad) + 16} images")
-    listed = {Path(line.split(": ")[0].strip()).stem: line.split(": ", 1)[1] for line in lines[start + 1 :]}
-    assert set(listed) == {"b_text", "b_empty", "b_short", "b_folder", "b_noconf", *bad}
+    errors = capsys.readouterr().err
+    assert f"{len(bad) + 5} of {len(bad) + 16} images could not be used" in errors
+    lines = [line for line in errors.split("\n") if line.startswith("  ")]
+    listed = {Path(path).stem: reason for path, reason in (line.strip().split(": ", 1) for line in lines)}
+    assert set(listed) == {*files, "b_folder", "b_noconf", *bad}
     assert listed["b_noconf"] == "has no conf"
     assert "not an .npz" in listed["b_text"]
     assert "expected a number of boxes from 1 to 5" in listed["b_nbb"]
@@ -111,11 +112,13 @@ def test_user_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
     assert refusal(tmp_path / "empty").endswith("empty: no .npz or .npy file in it")
     (tmp_path / "empty/x.npz").touch()
     assert refusal(tmp_path / "empty") == f"error: {tmp_path}/db/{NAME}: not made, no image can be used"
-    assert "--sizes: required for VinVL's TSV" in refusal(folder, "--sizes", "hw.tsv")
-    assert not (tmp_path / "db").exists()
-    assert "min_bb 9 and max_bb 8" in refusal(folder, "--min_bb", "9", "--max_bb", "8")
-    assert "--nproc: 0: expected 1 to 256" in refusal(folder, "--nproc", "0")
-    assert "--img" in refusal(folder, "--img", "x")
+    for flags, message in [
+        (["--sizes", "hw.tsv"], "--sizes: required for VinVL's TSV"),
+        (["--min_bb", "9", "--max_bb", "8"], "min_bb 9 and max_bb 8"),
+        (["--nproc", "0"], "--nproc: 0: expected 1 to 256"),
+        (["--img", "x"], "--img"),
+    ]:
+        assert message in refusal(folder, *flags)
     assert not any((tmp_path / "db").glob("*"))
     assert convert(folder, tmp_path / "db") == 0
     assert "already exists" in refusal(folder)
@@ -126,31 +129,24 @@ def test_user_errors_are_one_line(folder: Path, tmp_path: Path, capsys: pytest.C
     assert f"belongs to {NAME}, which has other images" in refusal(folder, "--compress")
 
 
-def test_workers_end_with_a_parent_that_is_killed(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL and SIGTERM during a conversion; the next one removes what they left."""
-    command = [sys.executable, "scripts/convert_imgdir.py", "--img_dir", str(folder), "--output", str(tmp_path / "db"), *FLAGS]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_workers_end_with_a_parent_that_is_killed(folder: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """The next conversion removes what they left."""
     os.mkfifo(folder / "x.npz")  # refused, but it makes no difference
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
-        for copy in range(400):
-            (folder / f"copy_{number}_{copy}.npz").write_bytes((folder / "made_000000000010.npz").read_bytes())
-        process = subprocess.Popen([*command, "--nproc", "2"], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for(lambda: list(tmp_path.glob("db/.feat*")))
-        wait_for(lambda pid=process.pid: len(children(pid)) >= 2)
-        started = children(process.pid)
-        process.send_signal(number)
-        assert process.wait(30) == code
-        wait_for(lambda started=started: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in started))
-        assert not list(tmp_path.glob("db/feat*"))
-        assert bool(list(tmp_path.glob("db/.feat*"))) == (number == signal.SIGKILL)
+    for copy in range(400):
+        (folder / f"copy_{copy}.npz").write_bytes((folder / "made_000000000010.npz").read_bytes())
+    process = start(folder, tmp_path / "db", stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("db/.feat*")))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    wait_for(lambda: len(children.read_text().split()) >= 2)
+    started = children.read_text().split()
+    process.send_signal(number)
+    assert process.wait(30) == code
+    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in started))
+    assert not list(tmp_path.glob("db/feat*"))
+    assert bool(list(tmp_path.glob("db/.feat*"))) == (number == signal.SIGKILL)
     assert convert(folder, tmp_path / "db") == 1  # the pipe
-    assert [path.name for path in (tmp_path / "db").iterdir() if path.name.startswith(".")] == []
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
+    assert not list(tmp_path.glob("db/.*"))
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -6,25 +6,20 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data.lmdb_store import LmdbReader
 from data.picture_names import feature_name
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
 from scripts.create_txtdb import main
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def karpathy(dataset: str, *pictures: tuple[str, str, list[tuple[int, str]]], **more: Any) -> dict[str, Any]:
+def karpathy(dataset: str, *pictures: tuple[str, str, list[tuple[int, str]]]) -> dict[str, Any]:
     images = [
-        {"filename": name, "split": split, "sentences": [{"sentid": number, "raw": raw} for number, raw in sentences], **more}
+        {"filename": name, "split": split, "sentences": [{"sentid": number, "raw": raw} for number, raw in sentences]}
         for name, split, sentences in pictures
     ]
     return {"dataset": dataset, "images": images}
@@ -40,48 +35,42 @@ FLICKR = karpathy(
 
 def run(folder: Path, contents: Any, split: str = "test", name: str = "dataset.json", *more: str) -> Path:
     """Write annotations, convert them, return the database."""
-    annotations = folder / name
-    if isinstance(contents, bytes):
-        annotations.write_bytes(contents)
-    else:
-        annotations.write_text(contents if isinstance(contents, str) else json.dumps(contents), encoding="utf-8")
-    output = folder / f"itm_made_{split}.db"
+    annotations, output = folder / name, folder / f"deep/er/itm_made_{split}.db"
+    folder.mkdir(exist_ok=True)
+    if not isinstance(contents, bytes):
+        contents = (contents if isinstance(contents, str) else json.dumps(contents)).encode()
+    annotations.write_bytes(contents)
     main(["--annotations", str(annotations), "--split", split, "--output", str(output), *more])
     return output
 
 
-def test_flickr30k(tmp_path: Path) -> None:
+def test_flickr30k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run(tmp_path, FLICKR)
+    assert capsys.readouterr() == (f"{path}: 3 texts of 2 images\n", "")
     database, tokenizer = TextDatabase(path), load_tokenizer()
     assert list(database.ids) == ["5", "6", "10"]
     assert list(database.images) == ["flickr30k_000000036979.npz", "flickr30k_000000065567.npz"]
     assert database.image_of.tolist() == [0, 0, 1]
+    raw = "Unaffable café-goers!"
     text = database["6"]
-    assert text.input_ids.tolist() == tokenizer.encode("Unaffable café-goers!")
-    assert text.extra == {
-        "raw": "Unaffable café-goers!",
-        "toked_caption": tokenizer.tokens(text.input_ids),
-        "filename": "36979.jpg",
-        "split": "test",
-        "dataset": "flickr30k",
-    }
+    assert text.input_ids.tolist() == tokenizer.encode(raw)
+    names = {"filename": "36979.jpg", "split": "test", "dataset": "flickr30k"}
+    assert text.extra == {"raw": raw, "toked_caption": tokenizer.tokens(text.input_ids), **names}
     meta = json.loads((path / "meta.json").read_text())
-    contents = (tmp_path / "dataset.json").read_bytes()
     assert meta["annotations"] == "dataset.json"
-    assert meta["annotations_sha256"] == hashlib.sha256(contents).hexdigest()
+    assert meta["annotations_sha256"] == hashlib.sha256((tmp_path / "dataset.json").read_bytes()).hexdigest()
     assert (meta["split"], meta["toker"], meta["v_range"]) == ("test", "bert-base-cased", [106, 28996])
-    database.close()
-    train = TextDatabase(run(tmp_path, FLICKR, "train"))
-    assert list(train.images) == ["flickr30k_001000092795.npz"]
-    train.close()
+    assert meta["made_by"]["program"] == "scripts/create_txtdb.py"
+    assert list(TextDatabase(run(tmp_path, FLICKR, "train")).images) == ["flickr30k_001000092795.npz"]
 
 
-def test_coco_and_other_names() -> None:
-    assert feature_name("coco", "COCO_val2014_000000391895.jpg", "val2014") == "coco_val2014_000000391895.npz"
-    assert feature_name("coco", "COCO_train2014_000000000009.jpg") == "coco_train2014_000000000009.npz"
-    assert feature_name("coco", "391895.jpg", "val2014") == "coco_val2014_000000391895.npz"
-    assert feature_name("scenes", "scene_7.png") == "scene_7.npz"
-    assert feature_name("", "folder/scene_7.npz") == "scene_7.npz"
+def test_names_of_features() -> None:
+    for dataset, filename, folder, expected in [
+        ("coco", "COCO_train2014_000000000009.jpg", "", "coco_train2014_000000000009.npz"),
+        ("coco", "391895.jpg", "val2014", "coco_val2014_000000391895.npz"),
+        ("scenes", "folder/scene_7.png", "", "scene_7.npz"),
+    ]:
+        assert feature_name(dataset, filename, folder) == expected
     for dataset, filename in (("coco", "391895.jpg"), ("coco", "COCO_val2014_.jpg"), ("flickr30k", "picture.jpg")):
         with pytest.raises(ValueError, match="file name"):
             feature_name(dataset, filename)
@@ -95,13 +84,11 @@ def test_jsonl_and_csv_are_one(tmp_path: Path) -> None:
     from_jsonl = TextDatabase(run(tmp_path, "\n\n".join(lines) + "\n", "test", "rows.jsonl"))
     with open(tmp_path / "written.csv", "w", newline="", encoding="utf-8-sig") as file:
         csv.writer(file).writerows([("split", "image", "caption"), *((split, image, raw) for image, raw, split in ROWS)])
-    (tmp_path / "csv").mkdir()
     from_csv = TextDatabase(run(tmp_path / "csv", (tmp_path / "written.csv").read_bytes(), "test", "rows.csv"))
     for database in (from_jsonl, from_csv):
         # Numbers of rows over all splits: the train split's row 1 is not here.
         assert (list(database.ids), list(database.images)) == (["0", "2"], ["a.npz"])
         assert [database[text_id].extra["raw"] for text_id in database.ids] == ['Red, "round".', "Ein Kreis ü"]
-        database.close()
 
 
 def test_another_vocabulary(tmp_path: Path) -> None:
@@ -110,97 +97,75 @@ def test_another_vocabulary(tmp_path: Path) -> None:
     database = TextDatabase(run(tmp_path, FLICKR, "test", "dataset.json", "--vocab", str(vocab)))
     assert (database.vocab_size, database.cls_id, database.sep_id) == (7, 2, 3)
     assert database["10"].input_ids.tolist() == [5, 6, 1, 1, 1]
-    database.close()
 
 
-@pytest.mark.parametrize(
-    ("contents", "name", "message"),
-    [
-        ("{", "d.json", "d.json: Input data was truncated; expected Karpathy's JSON"),
-        (b"\xff", "d.json", "d.json: 'utf-8' codec"),
-        ([], "d.json", "Expected `object`, got `array`; expected Karpathy's JSON"),
-        ({"images": 5}, "d.json", r"Expected `array`, got `int` - at `\$.images`"),
-        ({"images": [{"filename": "1.jpg"}]}, "d.json", r"missing required field `split` - at `\$.images\[0\]`"),
-        ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, "d.json", r"at `\$.images\[0\].filename`"),
-        (karpathy("", ("1.jpg", "test", [(0, "\ud800")])), "d.json", "surrogate pair"),
-        (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), "d.json", r"images\[0\]: file name 'x.jpg' has no number"),
-        (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), "d.json", "text id '0' occurs twice"),
-        (karpathy("", ("1.jpg", "test", [(0, " ")])), "d.json", "text '0' of '1.npz' has no word pieces"),
-        (
-            karpathy("", ("a/1.jpg", "test", [(0, "a")]), ("b/1.jpg", "test", [(1, "b")])),
-            "d.json",
-            "would both be image '1.npz'",
-        ),
-        (karpathy("", ("1.jpg", "tset", [(0, "a")])), "d.json", r"no caption of split 'test' \(did you mean 'tset'\?\)"),
-        ('{"image": "a", "caption": "b", "split": "test"}\nx', "d.jsonl", "line 2: JSON is malformed"),
-        ('{"image": "a", "caption": "b"}', "d.jsonl", "line 1: .* `split`; expected image, caption and split"),
-        ("[1]", "d.jsonl", "line 1: Expected `object`, got `array`"),
-        ("image,caption,split\na,b\n", "d.csv", r"line 2: .* at `\$.split`"),
-        ("image,text,split\na,b,test\n", "d.csv", "line 2: .* `caption`; expected image, caption and split"),
-        ("image,caption,split\na.jpg,A dog, running,train\n", "d.csv", "line 2: more columns than in the first line"),
-        ("image,caption,split\na/x.jpg,b,train\nb/x.jpg,b, test \n", "d.csv", "would both be image 'x.npz'"),
-        ("image,caption,split\na.jpg,b,train\na.jpg,b,test\n", "d.csv", "'a.jpg' is in 'train' and in 'test'"),
-        ('image,caption,split\np0.jpg,"A dog.,test\np1.jpg,"A cow.",test\n', "d.csv", "d.csv: "),
-        ('image,caption,split\np0.jpg,"A dog.,test\n', "d.csv", "unexpected end of data"),
-        ("image,caption,split,caption\na.jpg,b,test,c\n", "d.csv", "line 1: names a column twice"),
-        ("image,caption,split\n.jpg,b,test\n", "d.csv", "line 2: file name '.jpg' names no picture"),
-        (f"image,caption,split\na,{'b ' * 5000},test\n", "d.csv", "has 5,000 word pieces, expected at most 4,096"),
-        (f"image,caption,split\n{'a' * 600},b,test\n", "d.csv", "has a name of 604 bytes"),
-        ("image,caption,split\n", "d.csv", "no caption of split 'test', it has"),
-        ("", "d.xml", "d.xml: unknown kind of file, expected one of .json, .jsonl, .csv"),
-    ],
-    ids=range(28),
-)
-def test_bad_annotations_are_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: Any, name: str, message: str
-) -> None:
+HEAD = "image,caption,split\n"
+BAD_CSV = [
+    (f"{HEAD}a,b\n", r"line 2: .* at `\$.split`"),
+    ("image,text,split\na,b,test\n", "line 2: .* `caption`; expected image, caption and split"),
+    (f"{HEAD}a.jpg,A dog, running,train\n", "line 2: more columns than in the first line"),
+    (f"{HEAD}a/x.jpg,b,train\nb/x.jpg,b, test \n", "would both be image 'x.npz'"),
+    (f"{HEAD}a.jpg,b,train\na.jpg,b,test\n", "'a.jpg' is in 'train' and in 'test'"),
+    (f'{HEAD}p0.jpg,"A dog.,test\np1.jpg,"A cow.",test\n', "d.csv: "),
+    (f'{HEAD}p0.jpg,"A dog.,test\n', "unexpected end of data"),
+    ("image,caption,split,caption\na.jpg,b,test,c\n", "line 1: names a column twice"),
+    (f"{HEAD}.jpg,b,test\n", "line 2: file name '.jpg' names no picture"),
+    (f"{HEAD}a,{'b ' * 5000},test\n", "has 5,000 word pieces, expected at most 4,096"),
+    (f"{HEAD}{'a' * 600},b,test\n", "has a name of 604 bytes"),
+    (HEAD, "no caption of split 'test', it has"),
+]
+BAD_JSONL = [
+    ('{"image": "a", "caption": "b", "split": "test"}\nx', "line 2: JSON is malformed"),
+    ('{"image": "a", "caption": "b"}', "line 1: .* `split`; expected image, caption and split"),
+    ("[1]", "line 1: Expected `object`, got `array`"),
+]
+BAD_JSON = [
+    ("{", "d.json: Input data was truncated; expected Karpathy's JSON"),
+    (b"\xff", "d.json: 'utf-8' codec"),
+    ([], "Expected `object`, got `array`; expected Karpathy's JSON"),
+    ({"images": 5}, r"Expected `array`, got `int` - at `\$.images`"),
+    ({"images": [{"filename": "1.jpg"}]}, r"missing required field `split` - at `\$.images\[0\]`"),
+    ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, r"at `\$.images\[0\].filename`"),
+    (karpathy("", ("1.jpg", "test", [(0, "\ud800")])), "surrogate pair"),
+    (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), r"images\[0\]: file name 'x.jpg' has no number"),
+    (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), "text id '0' occurs twice"),
+    (karpathy("", ("1.jpg", "test", [(0, " ")])), "text '0' of '1.npz' has no word pieces"),
+    (karpathy("", ("a/1.jpg", "test", [(0, "a")]), ("b/1.jpg", "test", [(1, "b")])), "would both be image '1.npz'"),
+    (karpathy("", ("1.jpg", "tset", [(0, "a")])), r"no caption of split 'test' \(did you mean 'tset'\?\)"),
+]
+BAD = {"csv": BAD_CSV, "jsonl": BAD_JSONL, "json": BAD_JSON, "xml": [("", "d.xml: unknown kind of file")]}
+
+
+@pytest.mark.parametrize(("kind", "number"), [(kind, number) for kind, cases in BAD.items() for number in range(len(cases))])
+def test_bad_annotations_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, number: int) -> None:
+    contents, message = BAD[kind][number]
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path, contents, "test", name)
-    assert stop.value.code == 2
+        run(tmp_path, contents, "test", f"d.{kind}")
     line = capsys.readouterr().err.strip().split("\n")[-1]
-    assert re.search(f"^error: .*{message}", line), line
-    assert not list(tmp_path.glob("*.db"))
-    assert not list(tmp_path.glob(".*"))
+    assert (stop.value.code, bool(re.search(f"^error: .*{message}", line))) == (2, True), line
+    assert [path.name for path in tmp_path.rglob("*")] == [f"d.{kind}"]
 
 
 def test_other_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.json").write_text(json.dumps(FLICKR))
     (tmp_path / "there.db").mkdir()
-
-    def refusal(option: str, annotations: str, output: str) -> str:
+    for option, name, output, message in [
+        ("--annotations", "d.json", "there.db", "error: there.db: already exists; remove it or choose another output\n"),
+        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: cannot be read (No such file or directory)\n"),
+        ("--annot", "d.json", "new.db", "--annotations"),
+    ]:
         with pytest.raises(SystemExit) as stop:
-            main([option, str(tmp_path / annotations), "--split", "test", "--output", str(tmp_path / output)])
-        assert stop.value.code == 2
-        return capsys.readouterr().err.replace(f"{tmp_path}/", "")
-
-    line = "error: there.db: already exists; remove it or choose another output\n"
-    assert refusal("--annotations", "d.json", "there.db") == line
-    line = "error: absent.json: cannot be read (No such file or directory)\n"
-    assert refusal("--annotations", "absent.json", "deep/er/new.db") == line
-    assert "--annotations" in refusal("--annot", "d.json", "new.db")
+            main([option, str(tmp_path / name), "--split", "test", "--output", str(tmp_path / output)])
+        assert (stop.value.code, message in capsys.readouterr().err.replace(f"{tmp_path}/", "")) == (2, True), message
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "there.db"]
-
-
-def test_program(tmp_path: Path) -> None:
-    (tmp_path / "d.json").write_text(json.dumps(FLICKR))
-    program = [sys.executable, str(ROOT / "scripts/create_txtdb.py"), "--split", "test", "--annotations", "d.json"]
-    done = subprocess.run([*program, "--output", "deep/er/new.db"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("deep/er/new.db: 3 texts of 2 images\n", "")
-    assert len(TextDatabase(tmp_path / "deep/er/new.db")) == 3
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [(f"{number}.jpg", "test", [(number, f"Man {number} rides.")]) for number in range(30)]
     monkeypatch.setattr("data.sources.captions.CHUNK", 7)
     monkeypatch.setattr("data.sources.captions.PER_WORKER", 5)
-    paths = []
-    for nproc in ("1", "2"):
-        (tmp_path / nproc).mkdir()
-        paths.append(run(tmp_path / nproc, karpathy("", *pictures), "test", "dataset.json", "--nproc", nproc))
-    for name in ("meta.json", "id2len.json", "txt2img.json", "img2txts.json"):
-        assert (paths[0] / name).read_text() == (paths[1] / name).read_text()
-    with LmdbReader(paths[0]) as one, LmdbReader(paths[1]) as two:
-        assert len(one) == len(two) == 30
-        assert all(bytes(one.get(key)) == bytes(two.get(key)) for key in one.keys())  # noqa: SIM118
-    meta = json.loads((paths[0] / "meta.json").read_text())
-    assert meta["made_by"]["program"] == "scripts/create_txtdb.py"
+    one, two = (run(tmp_path / n, karpathy("", *pictures), "test", "dataset.json", "--nproc", n) for n in ("1", "2"))
+    files = sorted(path.name for path in one.iterdir() if path.name != "lock.mdb")
+    assert {"meta.json", "id2len.json", "txt2img.json", "img2txts.json", "data.mdb"} <= {*files}
+    for name in files:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
