@@ -10,7 +10,7 @@ import os
 import re
 import typing
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args
 
 import pytest
 
@@ -19,35 +19,32 @@ from optim.options import TrainOptions
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = {"data", "formats", "fidelity", "training", "evaluation", "results", "performance", "robustness", "api"}
-DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = "data formats fidelity training evaluation results performance robustness api options log"
 PACKAGES = "benchmarks|config|data|docs|evaluation|examples|model|optim|scripts|tests|utils"
-document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+document = pytest.mark.parametrize("document", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.stem)
 
 
 def test_size() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 1200
-    assert {path.stem for path in DOCS.glob("*.md")} == PAGES | {"options", "log"}
-
-
-def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
-    headings = re.findall(r"^#+ (.+)$", without_blocks(path), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert {path.stem for path in DOCS.glob("*.md")} == {*PAGES.split()}
 
 
 def without_blocks(path: Path) -> str:
     return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"(?m)^#+ (.+)$", without_blocks(path))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @document
 def test_links(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
-        if not target.startswith("https://"):
-            name, _, anchor = target.partition("#")
-            page = document.parent / name if name else document
-            assert page.exists(), target
-            assert not anchor or anchor in anchors(page), target
+    for name, anchor in re.findall(r"\]\((?!https://)([^)\s#]*)#?([^)\s]*)\)", without_blocks(document)):
+        page = document.parent / name if name else document
+        assert page.exists(), name
+        assert not anchor or anchor in anchors(page), anchor
 
 
 @document
@@ -68,13 +65,9 @@ def test_what_is_named_exists(document: Path) -> None:
 
 
 def test_pages_named_in_the_code_exist() -> None:
-    named = {
-        (str(path.relative_to(ROOT)), page)
-        for name in PACKAGES.split("|")
-        for path in (ROOT / name).rglob("*.py")
-        for page in re.findall(r"docs/[\w-]+\.md", path.read_text())
-    }
-    assert {(path, page) for path, page in named if not (ROOT / page).exists()} == set()
+    code = [path for name in PACKAGES.split("|") for path in (ROOT / name).rglob("*.py")]
+    named = [(path, page) for path in code for page in re.findall(r"docs/[\w-]+\.md", path.read_text())]
+    assert [(path, page) for path, page in named if not (ROOT / page).exists()] == []
 
 
 def formatted(default: Any) -> str:
@@ -85,18 +78,14 @@ def formatted(default: Any) -> str:
     return "–" if default in ("", None) else f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def choices(field: dataclasses.Field[Any], hint: Any) -> list[str]:
-    """The values of an option: those of its registry or of its ``Literal``, alone or in a union; none for other types."""
-    literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
-    return list(field.metadata["choices"] or [value for literal in literals for value in get_args(literal)])
-
-
 def table(cls: type, names: list[str]) -> str:
     hints, rows = typing.get_type_hints(cls), ["| option | default | meaning |", "| --- | --- | --- |"]
     for field in dataclasses.fields(cls):
         if field.name in names:
-            values = " ".join(f"`{value}`" for value in choices(field, hints[field.name]))
-            meaning = field.metadata["help"] + (f": {values}" if values else "")
+            hint = hints[field.name]
+            literals = [part for part in (hint, *get_args(hint)) if typing.get_origin(part) is typing.Literal]
+            choices = field.metadata["choices"] or [value for literal in literals for value in get_args(literal)]
+            meaning = ": ".join(filter(None, [field.metadata["help"], " ".join(f"`{value}`" for value in choices)]))
             rows.append(f"| `{field.name}` | {formatted(field.default)} | {meaning} |")
     return "\n".join(rows)
 

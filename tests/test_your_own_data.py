@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,54 +16,36 @@ from examples.scenes.files import make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
-from tests.standins import ROOT, Docker, environment
-
-DOCUMENT = ROOT / "docs/data.md"
-SECTION = "## Your own pictures and captions"
+from tests.standins import ROOT, Docker, run
 
 
 def test_every_command(tmp_path: Path) -> None:
     make_scenes(tmp_path / "scenes", {"train": 10, "val": 4, "test": 6}, Recipe(seed=0, twins=0.0), 1)
-    annotations = json.loads((tmp_path / "scenes/dataset_scenes.json").read_text())
+    images = json.loads((tmp_path / "scenes/dataset_scenes.json").read_text())["images"]
+    rows = [(image["filename"], text["raw"], image["split"]) for image in images for text in image["sentences"]]
     with open(tmp_path / "captions.csv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["image", "caption", "split"])
-        table.writeheader()
-        for image in annotations["images"]:
-            for sentence in image["sentences"]:
-                table.writerow({"image": image["filename"], "caption": sentence["raw"], "split": image["split"]})
-    config = UniterConfig.from_json(ROOT / "config/uniter-tiny.json")
+        csv.writer(file).writerows([("image", "caption", "split"), *rows])
     torch.manual_seed(0)
-    save_checkpoint(tmp_path / "start.pt", RetrievalModel(config).state_dict())
+    tiny = ROOT / "config/uniter-tiny.json"
+    save_checkpoint(tmp_path / "start.pt", RetrievalModel(UniterConfig.from_json(tiny)).state_dict())
+    here = tmp_path / "here"
+    here.mkdir()
     for name in ("config", "scripts", "inf_itm.py", "train_itm_hard_negatives.py"):
-        (tmp_path / "here").mkdir(exist_ok=True)
-        (tmp_path / "here" / name).symlink_to(ROOT / name)
+        (here / name).symlink_to(ROOT / name)
 
-    section = DOCUMENT.read_text().split(f"\n{SECTION}\n")[1].split("\n## ")[0]
+    section = (ROOT / "docs/data.md").read_text().split("\n## Your own pictures and captions\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    settings = {
-        0: f"photos=../scenes/images captions=../captions.csv checkpoint=../start.pt model={ROOT}/config/uniter-tiny.json\n",
-        6: "steps=2 warmup=1 negatives=7 hard=3\n",
+    assert (blocks[0].split("=")[0], blocks[6].split("=")[0]) == ("photos", "steps")
+    blocks[0] = f"photos=../scenes/images captions=../captions.csv checkpoint=../start.pt model={tiny}\n"
+    blocks[6] = "steps=2 warmup=1 negatives=7 hard=3\n"
+    changes = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{Docker(tmp_path).path}",
+        "PYTHON": sys.executable,
+        "IMAGE": "chenrocks/butd-caffe:nlvr2",
+        "INSIDE": "cp ../scenes/features/*.npz mine/features/",
     }
-    assert blocks[0].startswith("photos=")
-    assert blocks[6].startswith("steps=")
-    script = "set -eux\n" + "".join(settings.get(number, block) for number, block in enumerate(blocks))
-    docker = Docker(tmp_path)
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=tmp_path / "here",
-        env=environment(
-            PATH=f"{Path(sys.executable).parent}{os.pathsep}{docker.path}",
-            PYTHON=sys.executable,
-            IMAGE="chenrocks/butd-caffe:nlvr2",
-            INSIDE="cp ../scenes/features/*.npz mine/features/",
-            OMP_NUM_THREADS=1,
-        ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("bash", "-c", "set -eux\n" + "".join(blocks), cwd=here, **changes)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "here/runs/mine/log/results.json").read_text())
-    scores = json.loads((tmp_path / "here/runs/mine/test/scores.json").read_text())
+    results, scores = (json.loads((here / "runs/mine" / name).read_text()) for name in ("log/results.json", "test/scores.json"))
     assert scores["counts"] == {"texts": 30, "images": 6, "pairs": 180}
     assert results["test"]["r_mean"] == scores["r_mean"]
