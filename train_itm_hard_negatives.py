@@ -20,8 +20,9 @@ from data.image_cache import ImageCache
 from data.loader import Loader
 from data.neighbours import read_neighbours
 from data.split import RetrievalSplit
+from evaluation.candidates import sampled_candidates
 from evaluation.recall import ranks, recalls, sampled_recalls, table
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.scoring import score_matrix
 from model.checkpoint import load_checkpoint
 from model.chunks import ChunkSize
 from model.config import UniterConfig

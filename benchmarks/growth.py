@@ -28,8 +28,7 @@ from data.datasets import HardNegativeDataset
 from data.image_db import ImageDatabaseWriter
 from data.loader import Loader
 from evaluation.recall import ranks, recalls
-from evaluation.scoring import score_matrix
-from evaluation.unfinished import UnfinishedScores
+from evaluation.scoring import partial_scores, score_matrix
 from model.config import UniterConfig
 from utils.distributed import SingleProcess
 from utils.provenance import ROOT, provenance
@@ -45,10 +44,10 @@ def evaluation(folder: Path) -> dict[str, float]:
         shape = len(split.text_db), len(split.image_names)
         before = start_memory_peak(CPU)
         started = time.perf_counter()
-        with UnfinishedScores(folder, shape, {}) as unfinished:
-            score_matrix(model, split, compute, Loader(CPU), SingleProcess(), into=unfinished.scores)
+        with partial_scores(folder, shape, {}) as scores:
+            score_matrix(model, split, compute, Loader(CPU), SingleProcess(), into=scores)
             seconds = time.perf_counter() - started
-            recalls(ranks(unfinished.scores, split.image_of))
+            recalls(ranks(scores, split.image_of))
         return {"texts": shape[0], "images": shape[1], "seconds": seconds, "bytes": memory_peak(CPU) - before}
 
 

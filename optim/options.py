@@ -126,7 +126,7 @@ class TrainOptions(MachineOptions, ImageOptions):
         """Micro-steps per update on each of ``world_size`` ranks.
 
         Raises:
-            InputError: ``effective_batch`` is not a multiple of the ranks, or ``micro_steps_per_pass`` no divisor of the result.
+            InputError: ``effective_batch`` is no multiple of the ranks, or ``micro_steps_per_pass`` no divisor of the result.
         """
         count, rest = divmod(self.effective_batch or self.train_batch_size * world_size, world_size)
         if rest:

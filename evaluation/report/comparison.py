@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.bootstrap import Bootstrap, interval
+from evaluation.analysis import Bootstrap, interval
 from evaluation.recall import CUTOFFS
 from evaluation.report.queries import WAYS
 from evaluation.report.runs import Run, Way
