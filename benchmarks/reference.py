@@ -1,8 +1,8 @@
 """The plain implementation to compare with: fp32, eager, one padded sequence per pair.
 
 Every pair is padded to the longest of its batch and embedded from scratch, every layer computes all its rows, attention and its
-maps are written out in full, and an image is decoded, with all its fields, each time it is used. From the package come the
-weights, as linear, embedding and normalisation layers that work row by row, the hinge, and the alignment loss.
+maps are written out in full, and an image is decoded, with all its fields, each time it is used. It shares with the program the
+weights, in modules that treat every row alike (embeddings, linear layers, residual and LayerNorm), the hinge and the IAIS loss.
 
 Shapes: P pairs, L longest text, K most regions, N = L + K, F feature width, A heads.
 """
@@ -74,7 +74,7 @@ class Reference:
         mask = (1 - real[:, None, None].float().to(batch.tokens.device)) * -10000
         texts = uniter.embeddings(batch.tokens, torch.arange(longest, device=batch.tokens.device))
         images = uniter.img_embeddings(batch.features, batch.boxes, uniter.embeddings.image_type)
-        hidden = self._dropout(torch.cat([texts, images], dim=1))
+        hidden = F.dropout(torch.cat([texts, images], dim=1), self.model.config.hidden_dropout_prob, self.model.training)
         maps = hidden
         for layer in uniter.encoder.layer:
             hidden, maps = self._layer(layer, hidden, mask)
@@ -87,15 +87,10 @@ class Reference:
             for project in (attention.query, attention.key, attention.value)
         )
         scores = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
-        context = self._dropout((scores + mask).softmax(dim=-1)) @ value
-        attended = self._dropout(layer.attention.output.dense(context.permute(0, 2, 1, 3).contiguous().flatten(2)))
-        hidden = layer.attention.output.LayerNorm(hidden + attended)
+        attended = F.dropout((scores + mask).softmax(dim=-1), attention.dropout, self.model.training) @ value
+        hidden = layer.attention.output(attended.permute(0, 2, 1, 3).contiguous().flatten(2), hidden)
         wide = layer.intermediate.dense(hidden)
-        wide = wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2)))
-        return layer.output.LayerNorm(hidden + self._dropout(layer.output.dense(wide))), scores
-
-    def _dropout(self, rows: Tensor) -> Tensor:
-        return F.dropout(rows, self.model.config.hidden_dropout_prob, self.model.training)
+        return layer.output(wide * 0.5 * (1 + torch.erf(wide / math.sqrt(2))), hidden), scores
 
     @torch.no_grad()
     def mine(self, batch: Padded) -> Tensor:
