@@ -119,7 +119,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"\n{summary_table(analysis)}")
         LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
     if options.report:
-        from evaluation.report.build import write_report  # takes a second to import, and is rarely needed
+        from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
 
         write_report([output], output / "report", Path(options.report) if options.report != NO_PICTURES else None)
         LOGGER.info("wrote %s", output / "report/index.html")

@@ -36,7 +36,7 @@ from utils.errors import InputError, Interrupted, RankLost, one_line_errors
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("train")
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     """Options → data → model → training → test of the best checkpoint; the same on every rank."""
     with ExitStack() as stack:
         group = stack.enter_context(connect())
-        stop = stack.enter_context(Stop())
+        stop = stack.enter_context(StopSignal())
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(TrainOptions, argv, __doc__ or "")
@@ -142,7 +142,7 @@ def train(
     batches: Iterator[AnchorBatch],
     validate: Callable[[], dict[str, float]],
     run: RunFolder,
-    stop: Stop,
+    stop: StopSignal,
 ) -> None:
     """Validate if due, otherwise update; then save if due. A signal or a lost rank saves the state and ends the training.
 
@@ -169,7 +169,7 @@ def train(
         raise
 
 
-def interruptible(batches: Iterator[AnchorBatch], stop: Stop) -> Iterator[AnchorBatch]:
+def interruptible(batches: Iterator[AnchorBatch], stop: StopSignal) -> Iterator[AnchorBatch]:
     """The same batches; raise ``Interrupted`` between two micro-steps if a signal has arrived."""
     for anchors in batches:
         if anchors.anchor == "image":

@@ -6,6 +6,7 @@ import argparse
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from model.iais import REGULARISERS
 from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
 from utils.distributed import SingleProcess
-from utils.precision import Name, choose_device
+from utils.options import PrecisionName
+from utils.precision import choose_device
 from utils.provenance import ROOT
 
 Measured = dict[str, Any]
@@ -44,13 +46,14 @@ class Bench:
         started: when this process was started, in ``time.time()``.
     """
 
-    def __init__(self, options: argparse.Namespace, model: str, precision: Name, reference: bool, started: float) -> None:
+    def __init__(
+        self, options: argparse.Namespace, model: str, precision: PrecisionName, reference: bool, started: float
+    ) -> None:
         self.options, self.reference, self.started = options, reference, started
         self.device = choose_device(options.device)
         self.config = UniterConfig.from_json(ROOT / f"config/uniter-{model}.json")
-        self.compute = compute_settings(
-            self.config, options.candidates, precision, self.device, checkpointing=options.checkpointing
-        )
+        compute = compute_settings(self.config, options.candidates, precision, self.device)
+        self.compute = replace(compute, checkpointing=options.checkpointing)
         self.split = open_split(Path(options.data), self.config)
 
     def start_up(self) -> Measured:

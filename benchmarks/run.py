@@ -25,16 +25,16 @@ from benchmarks.synthetic import write_data
 from model.config import UniterConfig
 from utils.errors import InputError, one_line_errors
 from utils.files import save_json
-from utils.precision import Name, choose_device, choose_precision
+from utils.precision import choose_device, choose_precision
 from utils.provenance import ROOT, provenance
 
 PARTS = ["start_up", "matmul", "loader", "evaluation", "micro_step"]
 Turns = list[Measured]
 
 
-def measure(options: argparse.Namespace, part: str, model: str, precision: Name, reference: bool, started: float) -> Measured:
-    """Measure ``part``, a method of ``Bench``, in a process that was started at time ``started``."""
-    found: Measured = getattr(Bench(options, model, precision, reference, started), part)()
+def measure(part: str, *settings: Any) -> Measured:
+    """Measure ``part``, a method of ``Bench`` with these ``settings``; meant for a new process."""
+    found: Measured = getattr(Bench(*settings), part)()
     return found
 
 
@@ -49,7 +49,7 @@ def compare(options: argparse.Namespace, model: str) -> dict[str, dict[str, Turn
                 runs.insert(0, ("reference", "fp32", True))
             for name, precision, reference in runs:
                 print(f"\rUNITER-{model}, turn {turn + 1}: {part}, {name}" + " " * 20, end="", file=sys.stderr, flush=True)
-                measured = in_new_process(measure, options, part, model, precision, reference, time.time())
+                measured = in_new_process(measure, part, options, model, precision, reference, time.time())
                 found[part][name].append(measured)
     print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
     return found

@@ -20,7 +20,8 @@ from model.config import UniterConfig
 from model.cpu import packed_for_inference
 from model.retrieval import ComputeSettings, RetrievalModel
 from optim.options import TrainOptions
-from utils.precision import Name, Precision
+from utils.options import PrecisionName
+from utils.precision import Precision
 
 CLASSES = 1601  # of the published detector; their scores are a large part of a record, and are never needed
 HARD = 31  # negatives kept for the loss
@@ -73,11 +74,11 @@ def random_model(config: UniterConfig, device: torch.device = CPU) -> RetrievalM
 
 
 def compute_settings(
-    config: UniterConfig, pairs: int, precision: Name = "fp32", device: torch.device = CPU, *, checkpointing: bool = False
+    config: UniterConfig, pairs: int, precision: PrecisionName = "fp32", device: torch.device = CPU
 ) -> ComputeSettings:
     """Return the settings that the programs use, with at most ``pairs`` pairs per chunk."""
     chunk = ChunkSize.for_device(device, config.intermediate_size, pairs)
-    return ComputeSettings(Precision(precision, device), chunk, checkpointing=checkpointing, prepare=packed_for_inference)
+    return ComputeSettings(Precision(precision, device), chunk, prepare=packed_for_inference)
 
 
 def train_options(negative_size: int, micro_steps: int = 1) -> TrainOptions:

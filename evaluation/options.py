@@ -8,7 +8,7 @@ from typing import Literal
 
 from data.boxes import ImageOptions
 from utils.errors import InputError
-from utils.options import MachineOptions, check_at_least, check_sizes, option, require
+from utils.options import MachineOptions, PrecisionName, check_at_least, check_sizes, option, require
 
 NO_PICTURES = "without pictures"  # the value of --report without a folder
 # The options that evaluations inherit from a training's log/hps.json.
@@ -42,7 +42,7 @@ class RetrieverOptions(ModelOptions):
 
     vocab: str | None = option(None, "vocab.txt of the model; defaults to that of bert-base-cased")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+    precision: Literal["auto", PrecisionName] | None = option(
         None, "precision of the encoder, fp32 by default; auto is bf16 on devices where it is fast"
     )
 

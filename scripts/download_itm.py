@@ -30,7 +30,7 @@ from scripts.download.mirror import ADVICE, Mirror
 from scripts.download.partial import Partial
 from scripts.download.work import Work, in_units
 from utils.errors import InputError, one_line_errors
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 ORIGINAL = "https://convaisharables.blob.core.windows.net/uniter"
 FLICKR = ("img_db/flickr30k.tar", *(f"txt_db/itm_flickr30k_{split}.db.tar" for split in ("train", "val", "test")))
@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         if finetune.is_dir() and all(is_complete(storage / path) and not Partial(storage / path).begun for path in wanted):
             print(f"{storage}: complete")
             return
-        with Stop(), sole_user(storage), Work(options.jobs) as work:
+        with StopSignal(), sole_user(storage), Work(options.jobs) as work:
             download(options, [path for path in wanted if not is_complete(storage / path)], work)
             for path in wanted:
                 if is_complete(storage / path):

@@ -25,8 +25,8 @@ from data.split import RetrievalSplit
 from data.text_db import TextDatabase
 from evaluation.isda import annotated_pairs, matched_pairs, measure, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
-from evaluation.plots.drawing import save_figure
-from evaluation.plots.isda_plot import isda_figure
+from evaluation.plots.curves import isda_figure
+from evaluation.plots.style import save_figure
 from evaluation.retriever import Retriever
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json

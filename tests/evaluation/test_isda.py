@@ -12,7 +12,7 @@ from data.image_db import Image
 from data.sources.entities import Annotated, parse_caption
 from data.tokenizer import load_tokenizer
 from evaluation.isda import Objects, among_objects, evened, find_objects, iou, isda, measure_isda, regions_of, summary, table
-from evaluation.plots.isda_plot import isda_figure
+from evaluation.plots.curves import isda_figure
 from model.iais import PairAttention
 
 

@@ -29,7 +29,7 @@ from tests import naive
 from tests.conftest import BUNDLED
 from tests.launch import LAUNCHERS, finish, run, start
 from tests.test_programs import fails, inference
-from tests.worker import first_texts
+from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
 from utils.errors import InputError
 

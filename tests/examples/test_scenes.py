@@ -19,6 +19,7 @@ from examples.scenes.dataset import Recipe, images_per_caption, plan, scene_of
 from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
 from examples.scenes.shapes import SHAPES
 from model.iais import REGULARISERS
+from optim.options import TrainOptions
 from scripts.make_scenes import main
 from tests.forks import ROOT
 from tests.test_programs import fails
@@ -337,7 +338,7 @@ def test_the_shipped_ablation_compares_all_regularisers_on_twins(tmp_path: Path,
     for name in ("txt_db/itm_scenes_test.db", "img_db/scenes", "scenes/winoground/examples.jsonl"):
         (tmp_path / "demo/relations" / name).mkdir(parents=True)
     path = "config/ablation-scenes-relations.json"
-    runs = planned(read_json_as(Grid, path), path, tmp_path / "out")
+    runs = planned(read_json_as(Grid, path), path, tmp_path / "out", TrainOptions)
     assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
     assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
     assert runs[0].options.IAIS is None  # the baseline
