@@ -15,10 +15,9 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import HardNegativeDataset
+from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
 from data.loader import Loader
-from data.neighbours import read_neighbours
 from data.split import RetrievalSplit
 from evaluation.candidates import sampled_candidates
 from evaluation.recall import ranks, recalls, sampled_recalls, table

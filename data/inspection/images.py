@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from data.boxes import Layout, parse_layout
-from data.image_db import check_regions, contents_of
+from data.checks import all_finite, check_regions, is_text_list
+from data.image_db import contents_of
 from data.inspection.reading import Reading, read_map, read_names, read_object
 from data.inspection.report import Faults, Range, Report, Summary, share, size_on_disk, spread, table
 from data.lmdb_store import LmdbReader
-from data.records import all_finite, read_msgpack, read_npz
-from data.text_db import is_text_list
+from data.records import read_msgpack, read_npz
 from utils.errors import InputError
 from utils.files import short_repr
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from data.checks import is_text_list, take_text, vocabulary_faults
 from data.datasets import MAX_TXT_LEN
 from data.inspection.reading import Reading, read_map, read_names, read_object
 from data.inspection.report import Faults, Report, Summary, share, size_on_disk, spread, table
 from data.lmdb_store import LmdbReader
-from data.text_db import decode_text, input_ids_of, is_text_list
+from data.text_db import decode_text
 from data.tokenizer import load_tokenizer
 from utils.errors import InputError
 from utils.files import short_repr
@@ -74,9 +75,7 @@ def _check(vocab_size: int, unk: int, store: LmdbReader, records: Sequence[tuple
     for text_id, length, image in records:
         try:
             fields = decode_text(store.get(text_id))
-            ids = input_ids_of(fields, vocab_size)
-            named = fields.get("img_fname")
-            named = named.decode() if isinstance(named, bytes) else named
+            ids, named = take_text(fields, vocab_size)
         except ValueError as error:
             summary.faults.refuse(text_id, error)
             continue
@@ -98,15 +97,10 @@ def _check(vocab_size: int, unk: int, store: LmdbReader, records: Sequence[tuple
 
 def _read_vocabulary(meta: Mapping[str, Any], faults: Faults) -> tuple[int, int]:
     """The size of the vocabulary and the id of [UNK], or values that no text violates."""
-    kind, v_range = "entries of meta.json that are wrong", meta.get("v_range")
-    size = 2**63
-    if isinstance(v_range, list) and len(v_range) == 2 and all(type(n) is int for n in v_range) and v_range[1] > 0:
-        size = v_range[1]
-    else:
-        faults.add(kind, f"v_range is {short_repr(v_range)}, expected [first ordinary word piece, size of the vocabulary]")
-    for name in _SPECIAL:
-        if type(meta.get(name)) is not int or not 0 <= meta[name] < size:
-            faults.add(kind, f"{name} is {short_repr(meta.get(name))}, expected the id of a word piece")
+    wrong = list(vocabulary_faults(meta, _SPECIAL))
+    for fault in wrong:
+        faults.add("entries of meta.json that are wrong", fault)
+    size = 2**63 if any(fault.startswith("v_range") for fault in wrong) else meta["v_range"][1]
     return size, meta["UNK"] if type(meta.get("UNK")) is int else -1
 
 
