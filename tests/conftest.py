@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from model.chunks import ChunkSize
 from model.config import UniterConfig
 from model.retrieval import ComputeSettings, RetrievalModel
 from utils.precision import Precision
+
+# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = torch.device("cpu")
 
