@@ -1,4 +1,4 @@
-"""Run a reader on hostile bytes in a child process, so that a crash, a hang or full memory is an outcome like any other."""
+"""Run readers on hostile bytes in a child process, so that a crash, a hang or full memory is an outcome like any other."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from tests.fuzz.mutations import Make
+from utils.errors import InputError
 
 MIB = 1 << 20
 
@@ -129,3 +135,77 @@ def _outcome(read: Read, data: bytes, errors: Errors) -> tuple[str, str]:
     except BaseException as error:
         return "finding", f"{type(error).__name__}: {str(error)[:200]}"
     return "result", ""
+
+
+class Fuzz:
+    """Run a campaign of ``inputs`` per reader, and print a row of a table for each."""
+
+    def __init__(self, inputs: int) -> None:
+        self.inputs = inputs
+
+    def __call__(
+        self,
+        name: str,
+        read: Read,
+        make: Make,
+        sound: bytes,
+        *,
+        errors: Errors = (InputError,),
+        memory: int = 64 * MIB,
+        share: float = 1.0,
+        deaths: Collection[str] = (),
+    ) -> None:
+        """Read different inputs, the same ones every time.
+
+        Args:
+            read: takes an input's bytes; its result is ignored.
+            make: makes damaged inputs of the ``sound`` one.
+            errors: what the reader documents.
+            memory: maximum growth of the process in bytes.
+            share: share of the inputs, for slow readers and for several files of a database.
+            deaths: what may end the process.
+        """
+        kinds, findings, seen = Counter[str](), dict[str, bytes](), set[int]()
+        seconds, peak, inputs = 0.0, 0, round(self.inputs * share)
+        with Sandbox(read, errors, memory, warm_up=sound) as sandbox:
+            assert sandbox.run(sound).kind == "result", sandbox.run(sound)
+            for number in range(20 * inputs):
+                data = make(random.Random(number))
+                if len(seen) == inputs or hash(data) in seen:
+                    continue
+                seen.add(hash(data))
+                outcome = sandbox.run(data)
+                kind = "death" if outcome.detail in deaths else outcome.kind
+                kinds[kind] += 1
+                seconds, peak = max(seconds, outcome.seconds), max(peak, outcome.memory)
+                if kind == "finding":
+                    findings.setdefault(outcome.detail, data)
+        counts = " | ".join(f"{kinds[kind]:,}" for kind in ("result", "error", "death", "finding"))
+        print(f"| {name} | {counts} | {1000 * seconds:.0f} ms | {peak // MIB} MiB | {memory // MIB} MiB |")
+        assert not findings, name
+        assert kinds["error"], name
+        assert len(seen) == inputs, f"{name}: too few different inputs"
+
+    def file(
+        self,
+        name: str,
+        path: Path,
+        load: Callable[[Path], object],
+        make: Make,
+        sound: bytes,
+        named: str = "",
+        **limits: Any,
+    ) -> None:
+        """Fuzz a reader of the file ``path``; its errors must contain ``named``, by default the folder."""
+
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                load(path)
+            except InputError as error:
+                if (named or str(path.parent)) not in str(error):
+                    raise AssertionError(f"names no file: {error}") from error
+                raise
+
+        self(name, read, make, sound, **limits)
+        path.write_bytes(sound)

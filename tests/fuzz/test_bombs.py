@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import signal
 import struct
 import time
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 
@@ -38,18 +40,18 @@ def bomb(name: str, read: Read, data: bytes, memory: int, errors: Errors = (Inpu
     assert peak <= memory, (name, peak)
 
 
-def raw_zip(members: dict[str, tuple[bytes, int]], shared: bool = False) -> bytes:
-    """A zip of members, each a deflate stream and the size that is claimed; ``shared``: all are the first one's bytes."""
-    body, directory = b"", b""
-    for name, (stream, size) in members.items():
-        place = 0 if shared else len(body)
-        sizes = struct.pack("<HHHIIIHH", 8, 0, 33, _checksum(stream, size), len(stream), size, len(name), 0)
-        if place == len(body):
-            body += b"PK\x03\x04" + struct.pack("<HH", 20, 0) + sizes + name.encode() + stream
-        directory += b"PK\x01\x02" + struct.pack("<HHH", 20, 20, 0) + sizes + struct.pack("<HHHII", 0, 0, 0, 0, place)
-        directory += name.encode()
-    end = struct.pack("<HHHHIIH", 0, 0, len(members), len(members), len(directory), len(body), 0)
-    return body + directory + b"PK\x05\x06" + end
+def raw_zip(members: dict[str, tuple[bytes, int]], shared: Collection[str] = ()) -> bytes:
+    """A zip of members, each a deflate stream and the size that it claims; the ``shared`` ones have the last one's bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, (stream, size) in members.items():
+            archive.writestr(name, stream)
+            info = archive.getinfo(name)
+            info.compress_type, info.file_size, info.CRC = zipfile.ZIP_DEFLATED, size, _checksum(stream, size)
+        for name in shared:
+            archive.filelist.append(copy.copy(info))
+            archive.filelist[-1].filename = name
+    return file.getvalue()
 
 
 @cache
@@ -120,14 +122,14 @@ def test_records(tmp_path: Path) -> None:
     def both(stream: bytes, size: int) -> bytes:
         return raw_zip({"features.npy": (stream, size), "norm_bb.npy": (stream, size)})
 
-    many = {f"{name}.npy": (zeros(60), 60 << 20) for name in ("features", "norm_bb", *range(5000))}
+    names = ["norm_bb.npy", *(f"{number}.npy" for number in range(5000))]
     for name, data in {
         "1 GiB of zeros": both(zeros(1024), 1 << 30),
         "1 GiB that claims 1,000 bytes": both(zeros(1024), 1000),
         "1 GiB that claims 60 MiB": both(zeros(1024), 60 << 20),
         "1 MiB that claims 60 MiB": both(zeros(1), 60 << 20),
         "two arrays of 63 MiB": both(*zeros_npy(f"(1, {63 << 17})", 63)),
-        "5,000 names of one stream": raw_zip(many, shared=True),
+        "5,000 names of one stream": raw_zip({"features.npy": (zeros(60), 60 << 20)}, names),
         "an array of 10^24": both(*zeros_npy("(10000000000000000000000000,)")),
         "a header of parentheses": both(*zeros_npy("(" * 9000)),
         "a header of signs": both(*zeros_npy("-" * 9000 + "1")),
@@ -165,6 +167,7 @@ def test_sources(tmp_path: Path) -> None:
     member = zeros_npy(f"(1, {63 << 17})", 63)
     uniter = {f"{name}.npy": member for name in ("features", "norm_bb", "conf", "soft_labels", "nbb")}
     milvlg = {f"{name}.npy": member for name in ("x", "bbox", "num_bbox", "image_w", "image_h")}
+    np.save(info, np.array({"objects_conf": np.zeros(1, np.float32)}, object))
     milvlg["info.npy"] = zeros(0, info.read_bytes()), len(info.read_bytes())
     for name, data in {
         "a pickle of 60 MiB": stream.getvalue(),

@@ -12,8 +12,8 @@ import pickle
 import random
 import shutil
 import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,86 +40,21 @@ from model.retrieval import RetrievalModel
 from scripts import inspect_db
 from tests.conftest import BUNDLED
 from tests.data.sources.test_regions import ROWS, SIZE, Detected, line, save_milvlg, save_mmf
-from tests.fuzz.mutations import Make, Seed, either, json_damaged, json_like, msgpack_like, mutated, pickle_fields, then
-from tests.fuzz.sandbox import MIB, Errors, Read, Sandbox
+from tests.fuzz.mutations import Seed, either, json_damaged, json_like, msgpack_like, mutated, pickle_fields, then
+from tests.fuzz.sandbox import MIB, Fuzz
 from utils.errors import InputError
 from utils.tensors import load_tensors
 
 DEATHS = ("died of SIGBUS", "died of SIGSEGV", "died of SIGABRT")
 ENTITIES = {
-    "sentences": (read_sentences, "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] [/EN#0/notvisual wave] ."),
-    "boxes": (
+    "a.txt": (read_sentences, "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] [/EN#0/notvisual wave] ."),
+    "a.xml": (
         read_boxes,
         "<annotation><size><width>400</width><height>200</height><depth>3</depth></size><object><name>7</name><name>8</name>"
         "<bndbox><xmin>100</xmin><ymin>50</ymin><xmax>200</xmax><ymax>150</ymax></bndbox></object>"
         "<object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object></annotation>",
     ),
 }
-
-
-class Fuzz:
-    """Run a campaign of ``inputs`` per reader, and print a row of a table for each."""
-
-    def __init__(self, inputs: int) -> None:
-        self.inputs = inputs
-
-    def __call__(
-        self,
-        name: str,
-        read: Read,
-        make: Make,
-        sound: bytes,
-        *,
-        errors: Errors = (InputError,),
-        memory: int = 64 * MIB,
-        share: float = 1.0,
-        deaths: Collection[str] = (),
-    ) -> None:
-        """Read different inputs, the same ones every time.
-
-        Args:
-            read: takes an input's bytes; its result is ignored.
-            make: makes damaged inputs of the ``sound`` one.
-            errors: what the reader documents.
-            memory: maximum growth of the process in bytes.
-            share: share of the inputs, for slow readers and for several files of a database.
-            deaths: what may end the process.
-        """
-        kinds, findings, seen = Counter[str](), dict[str, bytes](), set[int]()
-        seconds, peak, inputs = 0.0, 0, round(self.inputs * share)
-        with Sandbox(read, errors, memory, warm_up=sound) as sandbox:
-            assert sandbox.run(sound).kind == "result", sandbox.run(sound)
-            for number in range(20 * inputs):
-                data = make(random.Random(number))
-                if len(seen) == inputs or hash(data) in seen:
-                    continue
-                seen.add(hash(data))
-                outcome = sandbox.run(data)
-                kind = "death" if outcome.detail in deaths else outcome.kind
-                kinds[kind] += 1
-                seconds, peak = max(seconds, outcome.seconds), max(peak, outcome.memory)
-                if kind == "finding":
-                    findings.setdefault(outcome.detail, data)
-        counts = " | ".join(f"{kinds[kind]:,}" for kind in ("result", "error", "death", "finding"))
-        print(f"| {name} | {counts} | {1000 * seconds:.0f} ms | {peak // MIB} MiB | {memory // MIB} MiB |")
-        assert not findings, name
-        assert kinds["error"], name
-        assert len(seen) == inputs, f"{name}: too few different inputs"
-
-    def file(self, name: str, path: Path, load: Callable[[Path], object], make: Make, sound: bytes, **limits: Any) -> None:
-        """Fuzz a reader of the file ``path``; its errors must name the file or its folder."""
-
-        def read(data: bytes) -> None:
-            path.write_bytes(data)
-            try:
-                load(path)
-            except InputError as error:
-                if str(path.parent) not in str(error):
-                    raise AssertionError(f"names no file: {error}") from error
-                raise
-
-        self(name, read, make, sound, **limits)
-        path.write_bytes(sound)
 
 
 @pytest.fixture(params=[150, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(7200)])])
@@ -284,10 +219,10 @@ def test_annotations(fuzz: Fuzz, tmp_path: Path) -> None:
         damaged = mutated([Seed(sound)])
         path = tmp_path / f"captions.{suffix}"
         fuzz.file(f"captions: {suffix}", path, read, either(damaged, make) if make else damaged, sound)
+    seeds = [Seed(text.encode()) for _, text in ENTITIES.values()]
     for name, (load, text) in ENTITIES.items():
-        sound = text.encode()
-        make = mutated([Seed(sound), Seed(sound + b"\n" + sound)])
-        fuzz.file(f"Flickr30k Entities: {name}", tmp_path / name, load, make, sound, share=0.5)
+        make, named = mutated([*seeds, Seed(f"{text}\n{text}".encode())]), f"{tmp_path / name}: line "
+        fuzz.file(f"Flickr30k Entities: {name}", tmp_path / name, load, make, text.encode(), named=named, share=0.5)
 
 
 def test_regions(fuzz: Fuzz, tmp_path: Path) -> None:
