@@ -90,7 +90,7 @@ Process = subprocess.Popen[str] | Forked
 
 
 def start(launcher: str, ranks: int, *words: str | Path) -> Process:
-    """Start a command on ``ranks`` ranks, or with launcher "" in one process; output and errors come through one pipe."""
+    """Start a command on ``ranks`` ranks, or with launcher "" in one process; output and errors come together."""
     prefix = {
         "": [],
         "horovodrun": ["horovodrun", "-np", str(ranks)],
