@@ -31,8 +31,7 @@ from model.retrieval import ComputeSettings
 from optim.options import TrainOptions
 from optim.trainer import Trainer
 from tests.conftest import BUNDLED, CPU, relative_error
-from tests.forks import Forked
-from tests.launch import HOROVOD, ROOT, finish, start
+from tests.processes import HOROVOD, ROOT, Forked, finish, start
 from utils.distributed import ProcessGroup, SingleProcess, connect
 from utils.precision import Precision
 

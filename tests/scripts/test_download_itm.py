@@ -31,7 +31,7 @@ from scripts.download import mirror as mirror_module
 from scripts.download.archive import Damaged, unpack
 from scripts.download_itm import CHOICES, main
 from tests.conftest import BUNDLED
-from tests.launch import ROOT
+from tests.processes import ROOT
 
 SCRIPT = ROOT / "scripts/download_itm.sh"
 BASE, LARGE = "pretrained/uniter-base.pt", "pretrained/uniter-large.pt"
