@@ -25,7 +25,8 @@ from data.datasets import HardNegativeDataset
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.candidates import sampled_candidates
+from evaluation.scoring import score_matrix
 from model.chunks import ChunkSize
 from model.retrieval import ComputeSettings
 from optim.options import TrainOptions
