@@ -197,7 +197,7 @@ def _draw_map(figure: SubFigure, axes: Axes, heat: Map, limits: tuple[float, flo
     above.tick_params("x", rotation=0 if max(map(len, heat.columns.names)) <= 2 else 90, **look)
     # A title would do, but measures all labels again for every drawing.
     above.xaxis.set_label_position("top")
-    above.set_xlabel(heat.title, loc="left", fontsize="medium", parse_math=True)
+    above.set_xlabel(heat.title, loc="left", labelpad=6, fontsize="medium", parse_math=True)
 
 
 def _inches_from(axes: Axes, x: float, y: float) -> Transform:
