@@ -89,11 +89,8 @@ def test_counts_by_hand() -> None:
         "images_without_a_text": 2,
         "at_most": {"txt": 1 / 3, "img": 1 / 4},
     }
-    assert candidates.summary(IMAGE_OF) == (
-        "only 5 of 12 pairs are candidates; the others are not scored and rank last: "
-        "3 of 4 texts lack their image, image retrieval finds at most 25.00 %; "
-        "2 of 3 images lack all their texts, text retrieval finds at most 33.33 %"
-    )
+    numbers = re.findall(r"\d[\d.]*", candidates.summary(IMAGE_OF))
+    assert numbers == ["5", "12", "3", "4", "25.00", "2", "3", "33.33"]
 
 
 def test_pairs_between_some_texts_and_images() -> None:
