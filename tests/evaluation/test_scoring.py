@@ -170,22 +170,6 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert {path.name for path in other.iterdir()} == {"scores.npz", "scores.json"}
 
 
-def test_resumes_where_it_was_killed(begun: Path, whole: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = int((~np.isnan(np.load(begun / "scores.partial.npy")).any(axis=1)).sum())
-    assert done == 2 * scoring.TEXTS_PER_BLOCK
-    scored: list[str] = []
-    score_block = scoring._score_block
-
-    def recording(model: Any, compute: Any, batch: Any, *rest: Any) -> np.ndarray:
-        scored.extend(batch.text_ids)
-        return score_block(model, compute, batch, *rest)
-
-    monkeypatch.setattr(scoring, "_score_block", recording)
-    inf_itm.main(inference(few_texts, BUNDLED.image_db, begun))
-    assert len(scored) == 40 - done
-    assert_same_results(whole, begun)
-
-
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_ranks_resume_what_one_process_began(begun: Path, whole: Path, few_texts: Path, launcher: str) -> None:
     output = run(launcher, 2, sys.executable, "inf_itm.py", *inference(few_texts, BUNDLED.image_db, begun))
