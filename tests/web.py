@@ -43,7 +43,6 @@ class Site(ThreadingHTTPServer):
         self.server_close()
 
     def ranges(self, path: str) -> list[str | None]:
-        """Return the ranges of the GET requests for a file."""
         return [asked for method, name, asked in self.requests if (method, name) == ("GET", path)]
 
     def requested(self) -> set[str]:

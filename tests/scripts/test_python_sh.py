@@ -10,6 +10,16 @@ from pathlib import Path
 
 from tests.launch import ROOT
 
+NONE = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<path of one>\n"
+
+
+def interpreter(path: Path, is_new: bool = True) -> Path:
+    """Create a program that prints its path and arguments, and claims to be Python 3.10 if ``is_new``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\ncase "$2" in *version_info*) {str(is_new).lower()};; *) echo "$0" "$3";; esac\n')
+    path.chmod(0o755)
+    return path
+
 
 def test_the_interpreter(tmp_path: Path) -> None:
     tools, copy = tmp_path / "tools", tmp_path / "copy"
@@ -24,22 +34,13 @@ def test_the_interpreter(tmp_path: Path) -> None:
         assert done.returncode == code
         return done.stderr if code else done.stdout
 
-    def interpreter(path: Path, version: int) -> str:
-        """Create a program that prints its path and arguments, and takes itself for Python 3.``version``."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check = f'[ "$2" != "import sys; sys.exit(sys.version_info < (3, 10))" ] || exit {int(version < 10)}'
-        path.write_text(f'#!/bin/sh\n{check}\necho "$0" "$3"\n')
-        path.chmod(0o755)
-        return str(path)
-
-    message = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<path of one>\n"
-    assert re.fullmatch(message, run(2))
-    old = interpreter(tools / "python3", 9)
-    assert re.fullmatch(message, run(2))
-    newest = interpreter(tools / "python3.11", 11)
-    interpreter(tools / "python3.10", 10)
-    assert run() == f"{newest} a b\n"
-    interpreter(copy / ".venv/bin/python", 10)
+    assert re.fullmatch(NONE, run(2))
+    old = interpreter(tools / "python3", is_new=False)
+    assert re.fullmatch(NONE, run(2))
+    new = interpreter(tools / "python3.11")
+    interpreter(tools / "python3.10")
+    assert run() == f"{new} a b\n"
+    interpreter(copy / ".venv/bin/python")
     assert run() == f"{copy}/scripts/../.venv/bin/python a b\n"
     assert run(PYTHON=sys.executable) == "['-c', 'a b']\n"
-    assert run(2, PYTHON=old).count("\n") == 1
+    assert run(2, PYTHON=str(old)).count("\n") == 1

@@ -22,7 +22,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def refusal(archive: Path) -> str:
-    """Return why an archive is refused, after checking that nothing of it is left."""
+    """Return why an archive is refused, of which nothing must be left."""
     with pytest.raises(Damaged) as refused:
         unpack(archive, archive.with_suffix(""), Pool(1))
     assert list(archive.parent.iterdir()) == [archive]
@@ -47,11 +47,9 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int =
         ([member("top/x", tarfile.SYMTYPE, "y")], "'top/x' is neither"),
         ([member("top/x"), member("top/y", tarfile.LNKTYPE, "top/x")], "'top/y' is neither"),
         ([member("top/x", tarfile.CHRTYPE)], "'top/x' is neither"),
-        ([member("top/x", tarfile.BLKTYPE)], "'top/x' is neither"),
         ([member("top/x", tarfile.FIFOTYPE)], "'top/x' is neither"),
         ([member("top/x", size=-512)], "'top/x' is neither"),
-        ([member("top/x"), member("other/x")], "'other/x' is not below top/"),
-        ([member("topmost/x")], "'topmost/x' is not below top/"),
+        ([member("top/x"), member("topmost/x")], "'topmost/x' is not below top/"),
         ([member("top")], "damaged, or not a tar archive"),
         ([member("top/x"), member("top/x/y")], "damaged, or not a tar archive"),
         ([member("top", tarfile.DIRTYPE)], "holds no file of top/"),
@@ -121,7 +119,9 @@ def test_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     with Site() as site:
         site.files = {"model.pt": bytes(30_000), "images.tar": bytes(20_000)}
+        (tmp_path / ".images.partial").mkdir()  # left by a killed call
         assert [left("model.pt"), left("images.tar")] == [(30_000, 0), (20_000, 20_000)]
+        assert not (tmp_path / ".images.partial").exists()
         partial = Entry(tmp_path, "model.pt").partial
         partial.start(Version(30_000, "1"))
         partial.path.write_bytes(bytes(12_000))

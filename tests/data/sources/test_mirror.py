@@ -27,20 +27,17 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         yield server
 
 
-class Download:
-    """A partial download of the file of a site."""
+class Download(Mirror):
+    """A download of the site's file, which notes its progress and does not pause."""
 
     def __init__(self, site: Site, folder: Path) -> None:
         self.partial = Partial(folder / "file")
-        self.advanced = 0
+        self.counts: list[int] = []
         self.pauses: list[float] = []
-        self.mirror = Mirror(site.url, self._advance, self.pauses.append)
+        super().__init__(site.url, self.counts.append, self.pauses.append)
 
-    def _advance(self, count: int) -> None:
-        self.advanced += count
-
-    def fetch(self) -> bytes:
-        self.mirror.fetch("file", self.partial)
+    def run(self) -> bytes:
+        self.fetch("file", self.partial)
         return self.partial.path.read_bytes()
 
 
@@ -79,43 +76,41 @@ def test_a_broken_download_is_resumed(
 ) -> None:
     monkeypatch.setattr(mirror, "TIMEOUT", 0.2)
     site.faults["file"].extend(faults)
-    assert download.fetch() == CONTENTS
+    assert download.run() == CONTENTS
     assert site.ranges("file") == ranges
-    assert download.advanced == len(CONTENTS)
+    assert sum(download.counts) == len(CONTENTS)
 
 
 def test_what_was_received_is_kept(site: Site, download: Download, tmp_path: Path) -> None:
     site.faults["file"].extend([Fault(sent=12_000), *[Fault(sent=0)] * 5])
-    with pytest.raises(
-        InputError, match="closed 18,000 bytes too early, 6 tries in a row; 12,000 bytes are kept for the next call"
-    ):
-        download.fetch()
+    with pytest.raises(InputError, match="closed 18,000 bytes too early, 6 tries in a row; 12,000 bytes are kept"):
+        download.run()
     assert download.pauses == [0.5, 1, 2, 4, 8]
     download = Download(site, tmp_path)
-    assert download.fetch() == CONTENTS
+    assert download.run() == CONTENTS
     assert site.ranges("file")[6:] == ["bytes=12000-"]
-    assert download.advanced == 18_000
-    assert download.fetch() == CONTENTS
+    assert sum(download.counts) == 18_000
+    assert download.run() == CONTENTS
     assert len(site.requests) == 7
+
+
+def test_a_server_that_always_lies_about_the_length(site: Site, download: Download) -> None:
+    site.always = Fault(headers={"Content-Length": "30001"}, ranges=False)
+    with pytest.raises(InputError, match="closed 1 bytes too early, 6 tries in a row"):
+        download.run()
 
 
 @pytest.mark.parametrize("heeded", [True, False])
 def test_a_file_that_changed_is_downloaded_anew(site: Site, download: Download, heeded: bool) -> None:
     site.faults["file"].extend([Fault(sent=12_000), Fault(404)])
     with pytest.raises(InputError, match=f"^{site.url}/file: the server answers 404 Not Found; name a copy with --mirror"):
-        download.fetch()
+        download.run()
     site.files["file"] = OTHER
     if not heeded:  # the server sends the rest of the new file, whatever If-Range says
         fault = part(12_000, 29_999, 30_000)
         site.faults["file"].append(fault._replace(headers=fault.headers | {"ETag": '"new"'}))
-    assert download.fetch() == OTHER
+    assert download.run() == OTHER
     assert site.ranges("file")[2:] == ["bytes=12000-"] + [None] * (not heeded)
-
-
-def test_a_server_that_always_lies_about_the_length(site: Site, download: Download) -> None:
-    site.always = Fault(headers={"Content-Length": "30001"}, ranges=False)
-    with pytest.raises(InputError, match="closed 1 bytes too early, 6 tries in a row"):
-        download.fetch()
 
 
 @pytest.mark.parametrize("note", [None, b"{", b"[]", b'{"size": 30000}'])
@@ -125,7 +120,7 @@ def test_a_part_of_an_unknown_file_is_replaced(site: Site, download: Download, t
     download.partial.path.hardlink_to(users)
     if note is not None:
         download.partial.note.write_bytes(note)
-    assert download.fetch() == CONTENTS
+    assert download.run() == CONTENTS
     assert users.read_bytes() == OTHER[:5000]
     assert json.loads(download.partial.note.read_bytes())["size"] == 30_000
 
@@ -143,23 +138,23 @@ def test_a_part_of_an_unknown_file_is_replaced(site: Site, download: Download, t
     ],
 )
 def test_the_size_is_not_known(site: Site, download: Download, fault: Fault, message: str) -> None:
-    assert download.mirror.size("file") == 30_000
+    assert download.size("file") == 30_000
     site.always = fault
     with pytest.raises(InputError, match=f"{site.url}/file: .*{message}"):
-        download.mirror.size("file")
+        download.size("file")
 
 
 def test_a_server_without_head(site: Site, download: Download) -> None:
     site.knows_head = False
-    assert download.mirror.size("file") == 30_000
+    assert download.size("file") == 30_000
 
 
 def test_small_files(site: Site, download: Download) -> None:
     site.faults["file"].extend([CUT, Fault(503)])
-    assert download.mirror.contents("file", 30_000) == CONTENTS
-    assert download.mirror.contents("absent", 30_000) == b""
+    assert download.contents("file", 30_000) == CONTENTS
+    assert download.contents("absent", 30_000) == b""
     with pytest.raises(InputError, match="file: 1 bytes of it were not received, 3 tries in a row"):
-        download.mirror.contents("file", 29_999)
+        download.contents("file", 29_999)
     site.always = Fault(401)
     with pytest.raises(InputError, match="the server answers 401"):
-        download.mirror.contents("file", 30_000)
+        download.contents("file", 30_000)
