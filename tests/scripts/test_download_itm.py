@@ -30,7 +30,7 @@ from tests.web import Fault, Site
 
 SCRIPT = ROOT / "scripts/download_itm.sh"
 BASE, LARGE = "pretrained/uniter-base.pt", "pretrained/uniter-large.pt"
-IMAGES, TEST = "img_db/flickr30k.tar", "txt_db/itm_flickr30k_test.db.tar"
+IMAGES, TEST, VAL = "img_db/flickr30k.tar", "txt_db/itm_flickr30k_test.db.tar", "txt_db/itm_flickr30k_val.db.tar"
 SUMS = "SHA256SUMS"
 FLICKR = DATASETS["flickr"]
 
@@ -214,7 +214,7 @@ def test_checksums(site: Site, storage: Path, fetch: Fetch) -> None:
 
 
 def test_a_damaged_archive_is_removed_unless_the_user_put_it_there(site: Site, storage: Path, fetch: Fetch) -> None:
-    right, site.files[TEST] = site.files[TEST], site.files["txt_db/itm_flickr30k_val.db.tar"]
+    right, site.files[TEST] = site.files[TEST], site.files[VAL]
     (line,) = fetch(code=2)
     assert f"{storage / TEST}: member 'itm_flickr30k_val.db' is not below itm_flickr30k_test.db/; it was removed" in line
     assert "itm_flickr30k_test.db" not in " ".join(tree(storage))
@@ -245,19 +245,20 @@ def test_from_a_folder(site: Site, storage: Path, fetch: Fetch, tmp_path: Path, 
 
 def test_a_folder_that_lacks_files_or_has_wrong_ones(site: Site, storage: Path, fetch: Fetch, tmp_path: Path) -> None:
     some = {path: contents for path, contents in site.files.items() if path not in (LARGE, TEST)}
-    folder = lay_out(tmp_path / "here", some | {IMAGES: some[IMAGES][:3000], BASE: b"", SUMS: sums({BASE: some[BASE]})})
+    listed = sums({VAL: b"not this", Path(BASE).name: b"nor that"})
+    folder = lay_out(tmp_path / "here", some | {IMAGES: some[IMAGES][:3000], SUMS: listed})
     before = tree(folder)
     lines = fetch("--from", folder, code=2)
     assert lines[:2] == [f"error: --from {folder}: has no {path}; add it, or name a --mirror URL too" for path in (LARGE, TEST)]
-    assert lines[2].startswith(f"error: {folder / BASE}: its SHA-256 is")
-    assert lines[3].startswith(f"error: {storage / IMAGES}: damaged, or not a tar archive")
-    assert not {TEST, LARGE, BASE, IMAGES, "finetune"} & tree(storage).keys()
+    assert [line.split(" is ")[0] for line in lines[2:4]] == [f"error: {folder / path}: its SHA-256" for path in (BASE, VAL)]
+    assert lines[4].startswith(f"error: {storage / IMAGES}: damaged, or not a tar archive")
+    assert not {TEST, LARGE, BASE, VAL, IMAGES, "finetune"} & tree(storage).keys()
     assert tree(folder) == before
     assert fetch("--from", tmp_path / "nowhere", code=2) == [f"error: --from {tmp_path / 'nowhere'}: no such folder"]
-    for path in (IMAGES, BASE):
+    for path in (IMAGES, BASE, VAL):
         (folder / path).unlink()
     fetch("--from", folder, "--mirror", site.url)
-    assert site.requested() == {TEST, LARGE, IMAGES, BASE, SUMS}
+    assert site.requested() == {TEST, LARGE, IMAGES, BASE, VAL, SUMS}
 
 
 def test_too_little_space(site: Site, storage: Path, fetch: Fetch) -> None:
