@@ -1,15 +1,15 @@
-# What the programs run in on GPUs; the code is not inside, launch_container.sh mounts it:
+# Environment to run the programs on GPUs. It does not contain the code, which launch_container.sh mounts:
 #
 #     docker build --tag iais .
 #
-# NVIDIA's 24.12 is the last of these images for V100 (sm_70); they carry CUDA, NCCL, apex and a torch of their own. For newer
-# GPUs:  --build-arg BASE=nvcr.io/nvidia/pytorch:<year>.<month>-py3
+# NVIDIA's 24.12 is the last of these images that supports V100 (sm_70); they include CUDA, NCCL, apex and their own torch. For
+# newer GPUs:  --build-arg BASE=nvcr.io/nvidia/pytorch:<year>.<month>-py3
 ARG BASE=nvcr.io/nvidia/pytorch:24.12-py3
 FROM ${BASE}
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 
-# In an environment on top of the image's: so its torch and numpy, which are builds of NVIDIA's, and what they were tested with
-# stay as they are.
+# Install into an environment on top of the image's, so that its torch and numpy, which are NVIDIA's builds, and everything that
+# was tested with them stay as they are.
 ENV VIRTUAL_ENV=/opt/iais PATH=/opt/iais/bin:${PATH}
 COPY requirements.txt constraints.txt /opt/iais-setup/
 WORKDIR /opt/iais-setup
@@ -25,8 +25,8 @@ RUN XDG_CACHE_HOME=/tmp/cache bash scripts/install_horovod.sh /opt/iais/bin/pyth
     && horovodrun --check-build | grep -F '[X] NCCL' \
     && rm -rf /tmp/cache
 
-# For any user: launch_container.sh starts the container with the caller's uid, which has no home and no name in it, and with
-# the caller's repository, which git takes for somebody else's.
+# Work for any user: launch_container.sh passes the caller's uid, which has neither home nor name inside, and mounts the caller's
+# repository, which git would reject as somebody else's.
 RUN mkdir --mode=1777 /home/iais && git config --system --add safe.directory /src
 ENV HOME=/home/iais USER=iais
 

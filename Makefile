@@ -1,37 +1,38 @@
-# Every target works on a fresh clone: it makes or completes .venv first (scripts/setup_venv.sh) and finds it ready after that.
+# Every target works on a fresh clone: it creates or updates .venv first (scripts/setup_venv.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean venv venv-dev horovod
+.PHONY: help demo test test-long lint bench clean venv venv-dev horovod
 
 PY := .venv/bin/python
 export PYTHON TORCH_INDEX_URL
 
 help:
 	@echo 'Targets:'
-	@echo '  make demo    draw the scenes dataset, train with and without IAIS, evaluate both; writes under demo/'
-	@echo '  make test    run the tests'
-	@echo '  make lint    check style, formatting and types'
-	@echo '  make bench   speed beside a straightforward implementation and the machine'"'"'s peak, UNITER-base; takes 10 to 20 minutes'
-	@echo '  make clean   remove demo/ and the caches; .venv stays'
-	@echo '  make horovod build horovod for the torch in .venv, for horovodrun; takes minutes once, a C++ compiler and make'
-	@echo '  make venv    set up .venv for running; make venv-dev adds what testing and linting need'
+	@echo '  make demo       draw the scenes dataset, train with and without IAIS, evaluate both; writes to demo/'
+	@echo '  make test       run the tests'
+	@echo '  make test-long  run the long test campaigns (pytest marker "long") that "make test" leaves out'
+	@echo '  make lint       check style, formatting and types'
+	@echo '  make bench      compare the speed of UNITER-base with a plain implementation and the peak of the machine; 10 to 20 minutes'
+	@echo '  make clean      remove demo/ and the caches; keeps .venv'
+	@echo '  make horovod    build horovod for the torch in .venv; requires a C++ compiler and make, takes minutes the first time'
+	@echo '  make venv       set up .venv for running; make venv-dev adds what tests and linters need'
 	@echo 'Variables (make demo SEED=1, make test ARGS="-k iais"):'
-	@echo '  SEED=<n>              random seed of the demo'
-	@echo '  ARGS="..."            further options for scripts/demo.py, pytest or benchmarks/run.py'
-	@echo '  GOLDEN_DIR=<folder>   golden numbers that the tests compare with, instead of tests/golden'
-	@echo '  PYTHON=<interpreter>  Python that .venv is made with; otherwise the first that works of'
-	@echo '                        python3.12 python3.11 python3.10 python3 (tested: 3.10 to 3.12; newer ones are allowed)'
-	@echo '  TORCH_INDEX_URL=<url> package index that torch comes from when it is installed. On Linux, PyPI has only the CUDA'
-	@echo '                        build (gigabytes); https://download.pytorch.org/whl/cpu has the small one for machines'
-	@echo '                        without a GPU. pip reads PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and its other settings as usual.'
+	@echo '  SEED=<n>               random seed of the demo'
+	@echo '  ARGS="..."             further options for scripts/demo.py, pytest or benchmarks/run.py'
+	@echo '  GOLDEN_DIR=<folder>    golden numbers to test against, instead of tests/golden'
+	@echo '  PYTHON=<interpreter>   Python to make .venv with; default: the first of python3.12 python3.11 python3.10 python3'
+	@echo '                         that works (tested with 3.10 to 3.12; newer ones are allowed)'
+	@echo '  TORCH_INDEX_URL=<url>  package index to install torch from. On Linux, PyPI has only the CUDA build (gigabytes);'
+	@echo '                         https://download.pytorch.org/whl/cpu has the small build for machines without a GPU.'
+	@echo 'pip reads PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and its other settings as usual.'
 
 demo: venv
 	$(PY) scripts/demo.py $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Without a compiler (exit code 3) the tests that need horovod are skipped.
-test: venv-dev
+test test-long: venv-dev
 	@bash scripts/install_horovod.sh $(PY) || [ $$? -eq 3 ]
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(if $(filter test-long,$@),-m long tests) $(ARGS)
 
 bench: venv
 	$(PY) benchmarks/run.py $(ARGS)

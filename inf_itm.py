@@ -19,25 +19,26 @@ from typing import Any
 import numpy as np
 
 from data.loader import Loader
-from data.tasks import PairSource
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import read_candidates
+from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
 from evaluation.recall import as_published, ranks, recalls, table
-from evaluation.score import score_matrix
+from evaluation.scoring import score_matrix
 from evaluation.unfinished import UnfinishedScores
 from model.checkpoint import load_ranking_model
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.packing import ChunkSize
-from model.retrieval import Compute
+from model.cpu import packed_for_inference
+from model.retrieval import ComputeSettings
 from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
 from utils.files import output_folder, save_json, save_npz, sha256
-from utils.logger import log_to_screen
+from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
-from utils.run_options import FROM_TRAINING, NO_PICTURES, InferenceOptions
 
 LOGGER = logging.getLogger("inference")
 
@@ -47,18 +48,26 @@ def main(argv: Sequence[str]) -> None:
     """Options → data → checkpoint → scores → recall@K; the same on every worker, worker 0 writes."""
     started = time.perf_counter()
     with ExitStack() as stack:
-        workers = stack.enter_context(connect())
-        log_to_screen(workers.rank)
-        with workers.agreed():
+        group = stack.enter_context(connect())
+        log_to_screen(group.rank)
+        with group.raise_on_all_ranks():
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
-            device = choose_device(options.device, workers.local_rank, workers.local_size)
+            device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
             loader = Loader(device, options.n_workers, options.pin_mem)
             config = UniterConfig.from_json(options.architecture)
-            compute = Compute(precision, ChunkSize.for_device(device, config.intermediate_size, options.batch_size))
+            compute = ComputeSettings(
+                precision,
+                ChunkSize.for_device(device, config.intermediate_size, options.batch_size),
+                prepare=packed_for_inference,
+            )
             model, loaded = load_ranking_model(options.checkpoint, config)
             model.to(device)
-            source = stack.enter_context(PairSource(options.txt_db, options.img_db, config, options.image_settings()))
+            source = stack.enter_context(
+                RetrievalSplit(
+                    options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=options.compressed_db
+                )
+            )
             candidates = None
             if options.candidates:
                 candidates = read_candidates(options.candidates, source.text_db.ids, source.image_names)
@@ -68,13 +77,13 @@ def main(argv: Sequence[str]) -> None:
                 "precision": f"{precision.name} on {device.type}",
                 **source.fingerprint(),
             }
-        workers.check_same(origin)
-        workers.broadcast(model.state_dict().values())
+        group.check_same(origin)
+        group.broadcast(model.state_dict().values())
         LOGGER.info("weights from %s", loaded)
-        LOGGER.info("%s; %s on %s", workers.launcher, precision.name, device)
+        LOGGER.info("%s; %s on %s", group.launcher, precision.name, device)
         unfinished, output = None, Path(options.output_dir)
-        with workers.agreed():
-            if workers.first:
+        with group.raise_on_all_ranks():
+            if group.is_main:
                 check_report(options)
                 stack.enter_context(output_folder(output))
                 origin["checkpoint"] = sha256(options.checkpoint)
@@ -82,8 +91,8 @@ def main(argv: Sequence[str]) -> None:
                 unfinished = stack.enter_context(UnfinishedScores(output, shape, origin, candidates))
 
         into = unfinished.scores if unfinished else None
-        scored = score_matrix(model, source, compute, loader, workers, candidates=candidates, into=into)
-        alignment = alignment_of_positives(model, source, compute, loader, workers)
+        scored = score_matrix(model, source, compute, loader, group, candidates=candidates, into=into)
+        alignment = alignment_of_positives(model, source, compute, loader, group)
         if scored is None or unfinished is None:
             return
         names = {"txt_ids": np.array(list(scored.text_ids)), "img_ids": np.array(list(scored.image_names))}
@@ -103,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
             "options": asdict(options),
             "device": str(device),
             "precision": precision.name,
-            "workers": workers.size,
+            "workers": group.world_size,
             "ranking_head": loaded.head,
             "checkpoint_sha256": origin["checkpoint"],
             "image_db": source.image_db.describe(),

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.machine import describe
 from benchmarks.synthetic import image_name, random_regions
-from data.record import read_members, write_npz
+from data.records import read_members, write_npz
 from data.tokenizer import load_tokenizer
 from utils.precision import choose_device
 from utils.provenance import ROOT, provenance

@@ -25,17 +25,19 @@ import torch
 
 from benchmarks.machine import memory_peak, start_memory_peak
 from benchmarks.synthetic import image_name, write_data
+from data.datasets import HardNegativeDataset
 from data.image_db import ImageDatabaseWriter
 from data.loader import Loader
-from data.tasks import HardNegativeTask, PairSource
+from data.split import RetrievalSplit
 from data.text_db import TextDatabaseWriter
 from evaluation.recall import ranks, recalls
-from evaluation.score import score_matrix
+from evaluation.scoring import score_matrix
 from evaluation.unfinished import UnfinishedScores
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
-from utils.distributed import Alone
+from model.cpu import packed_for_inference
+from model.retrieval import ComputeSettings, RetrievalModel
+from utils.distributed import SingleProcess
 from utils.precision import Precision
 from utils.provenance import ROOT, provenance
 
@@ -48,13 +50,15 @@ def evaluation(folder: Path) -> dict[str, float]:
     config = UniterConfig.from_json(ROOT / "config/uniter-tiny.json")
     torch.manual_seed(0)
     model = RetrievalModel(config)
-    compute = Compute(Precision("fp32", CPU), ChunkSize.for_device(CPU, config.intermediate_size, 400))
-    with PairSource(str(folder / "texts.db"), str(folder / "images"), config, {}) as source:
+    compute = ComputeSettings(
+        Precision("fp32", CPU), ChunkSize.for_device(CPU, config.intermediate_size, 400), prepare=packed_for_inference
+    )
+    with RetrievalSplit(str(folder / "texts.db"), str(folder / "images"), config.input_limits) as source:
         shape = len(source.text_db), len(source.image_names)
         before = start_memory_peak(CPU)
         started = time.perf_counter()
         with UnfinishedScores(folder, shape, {}) as unfinished:
-            scored = score_matrix(model, source, compute, Loader(CPU), Alone(), into=unfinished.scores)
+            scored = score_matrix(model, source, compute, Loader(CPU), SingleProcess(), into=unfinished.scores)
             assert scored is not None
             seconds = time.perf_counter() - started
             recalls(ranks(scored.scores, source.image_of))
@@ -99,8 +103,8 @@ def opening(folder: Path) -> dict[str, float]:
     config = UniterConfig(img_dim=WIDTH)
     before = start_memory_peak(CPU)
     started = time.perf_counter()
-    with PairSource(str(folder / "texts.db"), str(folder / "images"), config, {}) as source:
-        task = HardNegativeTask([source], negative_size=399, micro_steps=10**6)
+    with RetrievalSplit(str(folder / "texts.db"), str(folder / "images"), config.input_limits) as source:
+        task = HardNegativeDataset([source], negative_size=399, micro_steps=10**6)
         opened = time.perf_counter() - started
         peak, after = memory_peak(CPU) - before, start_memory_peak(CPU) - before
         task[0], task[1]

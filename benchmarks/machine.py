@@ -10,10 +10,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.linear import Linear, packed_weights
-from model.memory import give_back_memory
+from model.cpu import PrepackedLinear, can_prepack, return_freed_memory
 
 CPU_SHAPES = [(1024, 768, 3072), (2048, 3072, 768), (2048, 1024, 4096), (4096, 4096, 4096)]  # rows, in, out
 GPU_SHAPES = [(8192, 8192, 8192), (32768, 4096, 4096)]
@@ -24,13 +23,12 @@ def fastest_product(dtype: torch.dtype, device: torch.device, seconds: float = 6
     """The most floating-point operations a second of any matrix product among some shapes, plain or with packed weights."""
     products: list[tuple[float, Callable[[], Tensor]]] = []
     for rows, width, out in CPU_SHAPES if device.type == "cpu" else GPU_SHAPES:
-        layer = Linear(width, out, bias=False, device=device)
+        layer = nn.Linear(width, out, bias=False, device=device)
         values, weight = torch.randn(rows, width, device=device).to(dtype), layer.weight.to(dtype)
-        with packed_weights(layer, dtype):
-            packed = layer.packed
         products.append((2.0 * rows * width * out, lambda values=values, weight=weight: F.linear(values, weight)))
-        if packed:
-            products.append((2.0 * rows * width * out, lambda values=values, packed=packed: packed.product(values)))
+        if device.type == "cpu" and can_prepack(dtype):
+            packed = PrepackedLinear(layer, dtype)
+            products.append((2.0 * rows * width * out, lambda values=values, packed=packed: packed(values)))
     best, until = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until:
         for operations, product in products:
@@ -45,7 +43,7 @@ def fastest_product(dtype: torch.dtype, device: torch.device, seconds: float = 6
 def start_memory_peak(device: torch.device) -> int:
     """Begin to watch for the peak; returns the bytes in use now, of the device's memory on a GPU, else of this process."""
     gc.collect()
-    give_back_memory()
+    return_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

@@ -14,20 +14,21 @@ from torch import nn
 
 from benchmarks.machine import fastest_product, memory_peak, start_memory_peak
 from benchmarks.reference import Reference, decode, read, to
+from data.datasets import Anchor, HardNegativeDataset
 from data.image_cache import ImageCache
 from data.loader import Loader
-from data.names import Names
-from data.tasks import Anchor, HardNegativeTask, PairSource, read_pairs
-from evaluation.score import score_matrix
+from data.split import RetrievalSplit, read_pairs
+from evaluation.scoring import score_matrix
+from model.chunks import ChunkSize
 from model.config import UniterConfig
+from model.cpu import packed_for_inference
 from model.iais import REGULARISERS
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import TrainOptions
 from optim.trainer import Trainer
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import ROOT
-from utils.run_options import TrainOptions
 
 Measured = dict[str, Any]
 HARD = 31
@@ -42,9 +43,9 @@ class Bench:
         self.config = UniterConfig.from_json(ROOT / f"config/uniter-{arguments.models[0]}.json")
         precision = Precision(choose_precision(arguments.precisions[0], False, self.device), self.device)
         chunk = ChunkSize.for_device(self.device, self.config.intermediate_size, arguments.candidates)
-        self.compute = Compute(precision, chunk, checkpointing=arguments.checkpointing)
+        self.compute = ComputeSettings(precision, chunk, checkpointing=arguments.checkpointing, prepare=packed_for_inference)
         data = Path(arguments.data)
-        self.source = PairSource(str(data / "texts.db"), str(data / "images"), self.config, {})
+        self.source = RetrievalSplit(str(data / "texts.db"), str(data / "images"), self.config.input_limits)
 
     def model(self) -> RetrievalModel:
         """Random weights, the same in each process."""
@@ -96,10 +97,10 @@ class Bench:
         found["text records/s"] = len(texts) / self.clock(lambda: [self.source.text_db[text] for text in texts])
         return found
 
-    def task(self, micro_steps: int, candidates: int | None = None) -> HardNegativeTask:
+    def task(self, micro_steps: int, candidates: int | None = None) -> HardNegativeDataset:
         """The halves of so many micro-steps."""
         negatives = (candidates or self.arguments.candidates) - 1
-        return HardNegativeTask([self.source], negative_size=negatives, micro_steps=micro_steps)
+        return HardNegativeDataset([self.source], negative_size=negatives, micro_steps=micro_steps)
 
     def micro_step(self) -> Measured:
         """Seconds of one micro-step, by half and by what is done in it, with an update, and its memory at the peak."""
@@ -107,11 +108,11 @@ class Bench:
             train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
             train_batch_size=1, negative_size=self.arguments.candidates - 1, hard_neg_size=HARD, num_train_steps=1000,
         )  # fmt: skip
-        trainer = Trainer(self.model(), options, self.compute, Alone())
+        trainer = Trainer(self.model(), options, self.compute, SingleProcess())
         half = self.reference_half if self.arguments.reference else self.program_half
         regulariser = REGULARISERS["singular"]
         half(trainer, "image", self.task(1, HARD + 1), defaultdict(float))  # libraries are loaded at their first use
-        trainer.optimiser.step()  # at learning rate 0; makes the moments
+        trainer.optimizer.step()  # at learning rate 0; makes the moments
         trainer.gradient.zero()
         before = start_memory_peak(self.device)
         found: Measured = {"seconds": 0.0}
@@ -123,19 +124,19 @@ class Bench:
             found[f"{anchor}-anchored half"] = parts
             found["seconds"] += sum(seconds for name, seconds in parts.items() if not name.startswith("of which"))
         nn.utils.clip_grad_norm_(trainer.model.parameters(), options.grad_norm)
-        found["optimiser"] = self.clock(trainer.optimiser.step)
-        found["seconds"] += found["optimiser"]
+        found["optimizer"] = self.clock(trainer.optimizer.step)
+        found["seconds"] += found["optimizer"]
         peak = memory_peak(self.device)
         return found | {"peak bytes": peak, "beyond the state bytes": peak - before}
 
-    def program_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeTask, parts: dict[str, float]) -> None:
+    def program_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeDataset, parts: dict[str, float]) -> None:
         """A half of ``anchor``'s kind as the program does it; reading it is not timed, since it is done ahead."""
         half, objective = task[0 if anchor == "image" else 1].to(self.device), trainer.objective
         candidates = self.timed(parts, "mining", objective.mine)(trainer.model, half, self.compute)
         loss = self.timed(parts, "hard pass", objective.loss)(trainer.model, half, self.compute, candidates)
         self.timed(parts, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward)()
 
-    def reference_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeTask, parts: dict[str, float]) -> None:
+    def reference_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeDataset, parts: dict[str, float]) -> None:
         """The same by the reference."""
         reference, way = Reference(trainer.model), "V" if anchor == "image" else "L"
         pairs = [(text, name) for _, text, name in task.candidates(anchor, 0)]
@@ -155,7 +156,7 @@ class Bench:
             seconds = self.clock(lambda: reference.evaluate(self.source, texts, images[:], size, self.device))
         else:
             loader = Loader(self.device, self.arguments.n_workers)
-            seconds = self.clock(lambda: score_matrix(model, self.source, self.compute, loader, Alone()))
+            seconds = self.clock(lambda: score_matrix(model, self.source, self.compute, loader, SingleProcess()))
         regions = [len(self.source.image_db[image].boxes) for image in images]
         words = self.source.text_db.lengths + 2
         needed = sum(self.operations(int(of_text) + of_image) for of_text in words for of_image in regions)
@@ -165,7 +166,7 @@ class Bench:
     def first_texts(self, count: int) -> list[str]:
         """Leave only so many texts in the source, which go on to have all its images."""
         database, source = self.source.text_db, self.source
-        database.ids = Names(database.ids[:count])
+        database.ids = database.ids[:count]
         database.lengths = database.lengths[:count]
         database.image_of = source.image_of = source.image_of[:count]
         return list(database.ids)

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.tasks import PairSource
-from model.iais import REGULARISERS, Modality, alignment_loss
+from data.split import RetrievalSplit
+from model.iais import REGULARISERS, Modality, PairAttention
 from model.retrieval import RetrievalModel, hinge
 
 
@@ -50,7 +50,7 @@ def decode(record: memoryview) -> tuple[Tensor, Tensor]:
     return features, torch.cat([corners, corners[:, 4:5] * corners[:, 5:]], dim=1)
 
 
-def read(source: PairSource, pairs: list[tuple[str, str]]) -> Padded:
+def read(source: RetrievalSplit, pairs: list[tuple[str, str]]) -> Padded:
     """The batch of these (text id, image name)."""
     database = source.text_db
     texts = [torch.tensor([database.cls_id, *database[text].input_ids.tolist(), database.sep_id]) for text, _ in pairs]
@@ -140,12 +140,12 @@ class Reference:
         words, regions, longest = int(chosen.words[0]), int(chosen.regions[0]), chosen.tokens.shape[1]
         real = [*range(words), *range(longest, longest + regions)]
         own = maps[0][:, real][:, :, real]
-        alignment = alignment_loss(REGULARISERS[regulariser], [own], words, modality)
+        alignment = REGULARISERS[regulariser](PairAttention.of_map(own, words), modality)
         return hinge(scores[None], 0.2).mean() + alignment
 
     @torch.no_grad()
     def evaluate(
-        self, source: PairSource, texts: list[str], images: list[str], batch_size: int, device: torch.device
+        self, source: RetrievalSplit, texts: list[str], images: list[str], batch_size: int, device: torch.device
     ) -> Tensor:
         """Scores (texts, images): a text at a time, its images in batches, each decoded again."""
         self.training = False

@@ -26,21 +26,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.synthetic import write_data
+from data.datasets import HardNegativeDataset
 from data.loader import Loader
-from data.tasks import HardNegativeTask, PairSource
+from data.split import RetrievalSplit
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.cpu import packed_for_inference
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import TrainOptions
 from optim.trainer import Trainer
-from utils.distributed import Workers, connect
+from utils.distributed import ProcessGroup, connect
 from utils.precision import Precision, choose_precision
 from utils.provenance import provenance
-from utils.run_options import TrainOptions
 
 CPU = torch.device("cpu")
 
 
-def measure(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, group: ProcessGroup) -> dict[str, Any]:
     """Seconds of updates on this worker, and of the communication in them."""
     config = UniterConfig.from_json(arguments.model_config)
     options = TrainOptions(
@@ -48,26 +50,30 @@ def measure(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
         train_batch_size=arguments.micro_steps, negative_size=arguments.negative_size, hard_neg_size=31, num_train_steps=1000,
     )  # fmt: skip
     precision = Precision(choose_precision(arguments.precision, False, CPU), CPU)
-    compute = Compute(precision, ChunkSize.for_device(CPU, config.intermediate_size, arguments.negative_size + 1))
+    compute = ComputeSettings(
+        precision,
+        ChunkSize.for_device(CPU, config.intermediate_size, arguments.negative_size + 1),
+        prepare=packed_for_inference,
+    )
     torch.manual_seed(0)
-    trainer = Trainer(RetrievalModel(config), options, compute, workers)
+    trainer = Trainer(RetrievalModel(config), options, compute, group)
     communicating: list[float] = []
-    average = workers.average
+    average = group.average
 
     def timed(tensor: Tensor) -> None:
         started = time.perf_counter()
         average(tensor)
         communicating.append(time.perf_counter() - started)
 
-    workers.average = timed  # type: ignore[method-assign]
+    group.average = timed  # type: ignore[method-assign]
     data = Path(arguments.data)
-    with PairSource(str(data / "texts.db"), str(data / "images"), config, {}) as source:
-        task = HardNegativeTask(
+    with RetrievalSplit(str(data / "texts.db"), str(data / "images"), config.input_limits) as source:
+        task = HardNegativeDataset(
             [source],
             negative_size=arguments.negative_size,
             micro_steps=arguments.micro_steps * (1 + arguments.updates),
-            worker=workers.rank,
-            workers=workers.size,
+            rank=group.rank,
+            world_size=group.world_size,
         )
         halves = Loader(CPU)(task)
         trainer.update(halves, 0)  # the first one allocates
@@ -80,7 +86,7 @@ def measure(arguments: argparse.Namespace, workers: Workers) -> dict[str, Any]:
     message = trainer.gradient.flat
     alone = []
     for _ in range(5):
-        workers.share(None)  # all begin together, so that nobody's lateness is counted
+        group.share(None)  # all begin together, so that nobody's lateness is counted
         started = time.perf_counter()
         average(message)
         alone.append(time.perf_counter() - started)
@@ -115,9 +121,9 @@ def main() -> None:
     parser.add_argument("--output", help="likewise")
     arguments = parser.parse_args()
     if arguments.output:
-        with connect() as workers:
-            found = measure(arguments, workers)
-            Path(arguments.output).with_suffix(f".{workers.rank}").write_text(json.dumps(found))
+        with connect() as group:
+            found = measure(arguments, group)
+            Path(arguments.output).with_suffix(f".{group.rank}").write_text(json.dumps(found))
         return
 
     with tempfile.TemporaryDirectory() as folder:

@@ -16,8 +16,15 @@ from torch import Tensor
 
 from data.image_db import Image
 from data.text_db import Text
-from model.config import UniterConfig
 from utils.errors import InputError
+
+
+class InputLimits(NamedTuple):
+    """What a model accepts: word-piece ids below ``vocab_size``, ``max_positions`` tokens, features ``img_dim`` wide."""
+
+    vocab_size: int
+    max_positions: int
+    img_dim: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class PairBatch:
         )
 
 
-class Half(NamedTuple):
+class AnchorBatch(NamedTuple):
     """One half of one or more micro-steps: G anchors of one kind, each with its C candidates.
 
     ``batch.pairs`` (G · C, 2) lists the groups one behind the other, each with its positive first. ``images`` (I,) on the CPU,
@@ -106,48 +113,48 @@ class Half(NamedTuple):
     groups: int
     images: Tensor | None = None
 
-    def to(self, device: torch.device) -> Half:
+    def to(self, device: torch.device) -> AnchorBatch:
         """The half with its batch on ``device``."""
         return self._replace(batch=self.batch.to(device))
 
 
 def collate(
-    texts: Sequence[Text], images: Sequence[Image], pairs: Tensor, *, cls_id: int, sep_id: int, config: UniterConfig
+    texts: Sequence[Text], images: Sequence[Image], pairs: Tensor, *, cls_id: int, sep_id: int, limits: InputLimits
 ) -> PairBatch:
     """Make the batch of ``pairs`` (P, 2), indices into ``texts`` and ``images``; either list may be empty.
 
     Raises:
         InputError: a text that is longer than the position table or has ids outside the vocabulary, or an image whose
-            features do not have the width that ``config`` states; the message names it.
+            features do not have the width that ``limits`` states; the message names it.
     """
     for text in texts:
-        check_length(text.id, len(text.input_ids), config)
-        if len(text.input_ids) and text.input_ids.max() >= config.vocab_size:
+        check_length(text.id, len(text.input_ids), limits)
+        if len(text.input_ids) and text.input_ids.max() >= limits.vocab_size:
             raise InputError(
-                f"text {text.id!r} has word-piece id {text.input_ids.max()}, the model has vocab_size {config.vocab_size}"
+                f"text {text.id!r} has word-piece id {text.input_ids.max()}, the model has vocab_size {limits.vocab_size}"
             )
     for image in images:
-        if image.features.shape[1] != config.img_dim:
+        if image.features.shape[1] != limits.img_dim:
             raise InputError(
-                f"image {image.name!r} has features of width {image.features.shape[1]}, the model has img_dim {config.img_dim}"
+                f"image {image.name!r} has features of width {image.features.shape[1]}, the model has img_dim {limits.img_dim}"
             )
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
         text_ids=tuple(text.id for text in texts),
         image_names=tuple(image.name for image in images),
         tokens=_ragged(tokens, np.empty(0, np.int64)),
-        features=_ragged([image.features for image in images], np.empty((0, config.img_dim), np.float16)),
+        features=_ragged([image.features for image in images], np.empty((0, limits.img_dim), np.float16)),
         boxes=_ragged([image.boxes for image in images], np.empty((0, 7), np.float32)).rows,
         pairs=pairs,
     )
 
 
-def check_length(text_id: str, length: int, config: UniterConfig) -> None:
+def check_length(text_id: str, length: int, limits: InputLimits) -> None:
     """Raise ``InputError`` when a text of ``length`` word pieces does not fit the position table."""
-    if length + 2 > config.max_position_embeddings:
+    if length + 2 > limits.max_positions:
         raise InputError(
-            f"text {text_id!r} has {length} word pieces, expected at most {config.max_position_embeddings - 2}: "
-            f"max_position_embeddings {config.max_position_embeddings} less [CLS] and [SEP]"
+            f"text {text_id!r} has {length} word pieces, expected at most {limits.max_positions - 2}: "
+            f"max_position_embeddings {limits.max_positions} less [CLS] and [SEP]"
         )
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.errors import InputError
+from utils.options import option
 
 
 @dataclass(frozen=True)
 class BoxRule:
     """How many boxes of an image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` when ``conf_th`` is -1."""
 
-    conf_th: float = 0.2
-    max_bb: int = 100
-    min_bb: int = 10
-    num_bb: int = 36
+    conf_th: float = option(0.2, "keep boxes of higher confidence; -1 for a database of exactly num_bb boxes per image")
+    max_bb: int = option(100, "maximum number of boxes per image")
+    min_bb: int = option(10, "minimum number of boxes per image")
+    num_bb: int = option(36, "number of boxes per image when conf_th is -1")
 
     def __post_init__(self) -> None:
         if not (self.conf_th == -1 or 0 <= self.conf_th <= 1):
@@ -46,6 +47,18 @@ class BoxRule:
         """Number of boxes kept of those with confidences ``conf`` [K]; compared in their own precision, never more than K."""
         wanted = self.num_bb if self.fixed else min(max(int((conf > float(self.conf_th)).sum()), self.min_bb), self.max_bb)
         return min(wanted, len(conf))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(BoxRule):
+    """The options that select an image database and its boxes."""
+
+    compressed_db: bool = option(False, "read the database with compressed records (*_compressed)")
+
+    @property
+    def box_rule(self) -> BoxRule:
+        """The rule alone."""
+        return BoxRule(self.conf_th, self.max_bb, self.min_bb, self.num_bb)
 
 
 @dataclass(frozen=True)

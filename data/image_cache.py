@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data.batch import Half, Ragged
+from data.batch import AnchorBatch, Ragged
+from data.datasets import BlockDataset
 from data.loader import Loader
-from data.tasks import BlockTask, PairSource
+from data.split import RetrievalSplit
 
 IMAGES_PER_BLOCK = 256
 LOGGER = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class ImageCache:
     boxes: Tensor
 
     @classmethod
-    def of(cls, sources: Sequence[PairSource], loader: Loader, limit: float) -> ImageCache | None:
+    def of(cls, sources: Sequence[RetrievalSplit], loader: Loader, limit: float) -> ImageCache | None:
         """Read all images of ``sources``, unless they might take more than ``limit`` bytes or are of mixed types: then None.
 
         Raises:
@@ -41,7 +42,7 @@ class ImageCache:
         lengths: list[Tensor] = []
         filled = 0
         for source in sources if limit > 0 else ():
-            for batch in loader(BlockTask(source, "images", IMAGES_PER_BLOCK)):
+            for batch in loader(BlockDataset(source, "images", IMAGES_PER_BLOCK)):
                 rows = batch.features.rows
                 if not lengths:
                     if most * (rows[0].nbytes + batch.boxes[0].nbytes) > limit:
@@ -58,7 +59,7 @@ class ImageCache:
         LOGGER.info("the training images are held in memory, %.2f GiB", (features.nbytes + boxes.nbytes) / 2**30)
         return cls(Ragged(features[:filled], torch.cat(lengths)), boxes[:filled])
 
-    def fill(self, half: Half) -> Half:
+    def fill(self, half: AnchorBatch) -> AnchorBatch:
         """``half``, which came without them, with its images."""
         assert half.images is not None
         rows = self.features.row_indices(half.images).to(self.boxes.device)

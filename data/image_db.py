@@ -16,10 +16,10 @@ from typing import NoReturn
 import numpy as np
 
 from data.boxes import BoxRule, Layout
-from data.record import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
-from data.store import LmdbReader, LmdbWriter, check_name
+from data.lmdb_store import LmdbReader, LmdbWriter, check_name
+from data.records import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
 from utils.errors import InputError
-from utils.files import read_json, save_json, shown
+from utils.files import read_json, save_json, short_repr
 
 _DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
 
@@ -47,15 +47,12 @@ class ImageDatabase:
     def __init__(
         self,
         path: Path | str,
+        rule: BoxRule = BoxRule(),  # noqa: B008 - immutable
         *,
-        conf_th: float = 0.2,
-        max_bb: int = 100,
-        min_bb: int = 10,
-        num_bb: int = 36,
         compressed: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
+        self.rule = rule
         self._read = read_npz if compressed else read_msgpack
         self._kept: dict[str, int] | None = None
         names = [Layout(rule, compressed).folder for rule in (self.rule, None)]
@@ -179,11 +176,11 @@ def _read_box_numbers(file: Path) -> dict[str, int]:
         raise InputError(f"{file}: expected a JSON object")
     for name, number in numbers.items():
         if type(number) is not int or number < 1:
-            raise InputError(f"{file}: {shown(name)} has {shown(number)}, expected a number of boxes")
+            raise InputError(f"{file}: {short_repr(name)} has {short_repr(number)}, expected a number of boxes")
     return numbers
 
 
-def pack_image(
+def encode_image(
     features: np.ndarray,
     norm_bb: np.ndarray,
     conf: np.ndarray | None = None,
@@ -218,26 +215,21 @@ def pack_image(
 class ImageDatabaseWriter:
     """Writes one LMDB folder of an image database, and its JSON of box numbers; they appear when the ``with`` block succeeds.
 
-    ``keep_all`` writes every box into ``all/``; ``made``, which may be set meanwhile, is where the database comes from, for
+    ``rule`` None writes every box into ``all/``; ``made``, which may be set meanwhile, is where the database comes from, for
     ``made_<folder>.json``. Raises ``InputError`` when the folder exists, for a name that occurs twice, for
-    arrays that are not what ``pack_image`` takes, when no image was put, and when the JSON already there belongs to other
+    arrays that are not what ``encode_image`` takes, when no image was put, and when the JSON already there belongs to other
     images.
     """
 
     def __init__(
         self,
         path: Path | str,
+        rule: BoxRule | None = BoxRule(),  # noqa: B008 - immutable
         *,
-        conf_th: float = 0.2,
-        max_bb: int = 100,
-        min_bb: int = 10,
-        num_bb: int = 36,
         compressed: bool = False,
-        keep_all: bool = False,
     ) -> None:
-        rule = BoxRule(conf_th, max_bb, min_bb, num_bb)
         self.path = Path(path)
-        self.layout = Layout(None if keep_all else rule, compressed)
+        self.layout = Layout(rule, compressed)
         self.lmdb_path = self.path / self.layout.folder
         self.made: Mapping[str, object] | None = None
         self._sidecar = self.path / self.layout.sidecar if self.layout.sidecar else None
@@ -256,20 +248,20 @@ class ImageDatabaseWriter:
     def put(
         self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray | None = None, **extra: np.ndarray
     ) -> None:
-        """Add one image; the arrays are as for ``pack_image``."""
+        """Add one image; the arrays are as for ``encode_image``."""
         try:
-            record, kept = pack_image(
+            record, kept = encode_image(
                 features, norm_bb, conf, rule=self.layout.rule, compressed=self.layout.compressed, **extra
             )
         except ValueError as error:
             raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
-        self.put_packed(name, record, kept)
+        self.put_encoded(name, record, kept)
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
-    def put_packed(self, name: str, record: bytes, kept: int) -> None:
-        """Add one image that ``pack_image`` has made into a record of ``kept`` boxes, maybe in another process."""
+    def put_encoded(self, name: str, record: bytes, kept: int) -> None:
+        """Add one image that ``encode_image`` has made into a record of ``kept`` boxes, maybe in another process."""
         try:
             check_name(name)
         except ValueError as error:

@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.errors import InputError
-from utils.stop import leave_to_parent
+from utils.signals import leave_to_parent
 
 
 class Batch(Protocol):
-    """What a task makes: a ``PairBatch`` or a ``Half``."""
+    """What a task makes: a ``PairBatch`` or a ``AnchorBatch``."""
 
     def to(self: Item, device: torch.device) -> Item:
         """The same on ``device``."""
@@ -41,7 +41,7 @@ class Loader:
             InputError: as the task does, also where a worker process met it.
         """
         loader = DataLoader(
-            _Careful(task),
+            _ErrorsAsValues(task),
             batch_size=None,
             sampler=range(len(task)) if numbers is None else numbers,  # type: ignore[arg-type]
             num_workers=self.workers,
@@ -56,7 +56,7 @@ class Loader:
             yield item.to(self.device)
 
 
-class _Careful(Dataset[Item | InputError]):
+class _ErrorsAsValues(Dataset[Item | InputError]):
     """Hands over a user's error as a value: raised in a worker, it would arrive with that worker's traceback in its message."""
 
     def __init__(self, task: Dataset[Item]) -> None:

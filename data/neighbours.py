@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.names import Names
 from data.text_db import is_text_list
 from utils.errors import InputError
-from utils.files import read_json, shown
+from utils.files import read_json, short_repr
 
 _NONE = np.empty(0, np.int64)
 
@@ -27,7 +26,7 @@ def read_neighbours(path: Path | str) -> dict[str, list[str]]:
     for image, names in neighbours.items():
         if not is_text_list(names) or len({image, *names}) <= len(names):
             raise InputError(
-                f"{path}: {shown(image)} has {shown(names)}, expected a list of different images, itself not among them"
+                f"{path}: {short_repr(image)} has {short_repr(names)}, expected a list of different images, itself not among them"
             )
     return neighbours
 
@@ -39,17 +38,19 @@ class Neighbours:
 
     Args:
         of_names: by an image's name, the names of its neighbours; those that the source does not have do not count.
-        names: the source's images.
+        names: index of each of the source's images.
         texts: the worker's texts, one image's behind the other's.
         starts: (images + 1,), where in ``texts`` those of each image begin.
     """
 
-    def __init__(self, of_names: Mapping[str, Sequence[str]], names: Names, texts: np.ndarray, starts: np.ndarray) -> None:
+    def __init__(
+        self, of_names: Mapping[str, Sequence[str]], names: Mapping[str, int], texts: np.ndarray, starts: np.ndarray
+    ) -> None:
         self._texts, self._starts = texts, starts
         self._images: dict[int, np.ndarray] = {}
         for name, others in of_names.items():
-            image = names.place(name)
-            near = [other for other in map(names.place, others) if other is not None]
+            image = names.get(name)
+            near = [names[other] for other in others if other in names]
             if image is not None and near:
                 self._images[image] = np.array(near)
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import shown
+from utils.files import short_repr
 
 # What may follow a picture's name in annotations, in the ids of a detector's output, and among files of features.
 _SUFFIX = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|npz|npy)$", re.IGNORECASE)
@@ -35,15 +35,17 @@ def feature_name(dataset: str, filename: str, folder: str = "") -> str:
     """
     stem, number = picture_stem(filename), trailing_number(filename)
     if not stem:
-        raise ValueError(f"file name {shown(filename)} names no picture")
+        raise ValueError(f"file name {short_repr(filename)} names no picture")
     if dataset == "flickr30k":
         if number is None:
-            raise ValueError(f"file name {shown(filename)} has no number, expected one such as 1000092795.jpg")
+            raise ValueError(f"file name {short_repr(filename)} has no number, expected one such as 1000092795.jpg")
         return f"flickr30k_{number:012d}.npz"
     if dataset == "coco":
         part = re.search(r"(train|val)2014", stem) or re.search(r"(train|val)2014", folder)
         if part is None or number is None:
-            raise ValueError(f"file name {shown(filename)} is not COCO's, expected one such as COCO_val2014_000000391895.jpg")
+            raise ValueError(
+                f"file name {short_repr(filename)} is not COCO's, expected one such as COCO_val2014_000000391895.jpg"
+            )
         return f"coco_{part[0]}_{number:012d}.npz"
     return f"{stem}.npz"
 

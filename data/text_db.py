@@ -14,11 +14,10 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.names import Names
-from data.record import MAX_ITEMS, unpack_map
-from data.store import LmdbReader, LmdbWriter, check_name
+from data.lmdb_store import LmdbReader, LmdbWriter, check_name
+from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError
-from utils.files import read_json, save_json, shown
+from utils.files import read_json, save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
 
@@ -43,10 +42,10 @@ class TextDatabase:
     """The captions of one split.
 
     Attributes:
-        ids: the texts, in the order of ``id2len.json``.
+        ids: the texts, in the order of ``id2len.json``; ``index_of`` is the inverse.
         lengths: (texts,) int32, word pieces of each, from the same file.
         images: names of the images that have a text here, in the order of their first ones.
-        image_of: (texts,) int32, the place in ``images`` of each text's image.
+        image_of: (texts,) int32, index in ``images`` of each text's image; ``image_index`` maps a name to its index.
 
     Raises:
         InputError: a file is missing, malformed or contradicts another, or there is no text.
@@ -61,18 +60,19 @@ class TextDatabase:
         lengths = _read_map(self.path / "id2len.json", "a number of word pieces", lambda n: type(n) is int and 0 <= n < 2**31)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")
-        self.ids = Names(lengths)
+        self.ids = list(lengths)
+        self.index_of = {text_id: index for index, text_id in enumerate(self.ids)}
         self.lengths = np.fromiter(lengths.values(), np.int32, len(lengths))
         image_of = self._read_images(lengths)
-        place_of: dict[str, int] = {}
-        places = [place_of.setdefault(image_of[text_id], len(place_of)) for text_id in lengths]
-        self.images = Names(place_of)
-        self.image_of = np.array(places, np.int32)
+        self.image_index: dict[str, int] = {}
+        indices = [self.image_index.setdefault(image_of[text_id], len(self.image_index)) for text_id in lengths]
+        self.images = list(self.image_index)
+        self.image_of = np.array(indices, np.int32)
 
     def fingerprint(self) -> str:
         """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of the files beside it in full."""
         numbers = json.dumps([self._store.fingerprint(), self.vocab_size, self.cls_id, self.sep_id]).encode()
-        beside = [numbers, self.ids.packed, self.lengths.tobytes(), self.images.packed, self.image_of.tobytes()]
+        beside = [numbers, _joined(self.ids), self.lengths.tobytes(), _joined(self.images), self.image_of.tobytes()]
         return hashlib.sha256(b"".join(beside)).hexdigest()
 
     def _read_meta(self, file: Path) -> None:
@@ -82,13 +82,13 @@ class TextDatabase:
         v_range = meta.get("v_range")
         if not (isinstance(v_range, list) and len(v_range) == 2 and all(type(n) is int for n in v_range) and v_range[1] > 0):
             raise InputError(
-                f"{file}: v_range is {shown(v_range)}, expected [first ordinary word piece, size of the vocabulary]"
+                f"{file}: v_range is {short_repr(v_range)}, expected [first ordinary word piece, size of the vocabulary]"
             )
         self.vocab_size: int = v_range[1]
         for key in ("CLS", "SEP"):
             if type(meta.get(key)) is not int or not 0 <= meta[key] < self.vocab_size:
                 raise InputError(
-                    f"{file}: {key} is {shown(meta.get(key))}, expected a word piece's number under {self.vocab_size}"
+                    f"{file}: {key} is {short_repr(meta.get(key))}, expected a word piece's number under {self.vocab_size}"
                 )
         self.cls_id: int = meta["CLS"]
         self.sep_id: int = meta["SEP"]
@@ -99,16 +99,20 @@ class TextDatabase:
         image_of: dict[str, str] = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
         missing = next((text_id for text_id in texts if text_id not in image_of), None)
         if missing is not None:
-            raise InputError(f"{image_file}: has no text {shown(missing)}, which id2len.json names")
+            raise InputError(f"{image_file}: has no text {short_repr(missing)}, which id2len.json names")
         listed = set()
         for image, of_image in _read_map(texts_file, "a list of text ids", is_text_list).items():
             for text_id in of_image:
                 if image_of.get(text_id) != image:
-                    raise InputError(f"{texts_file}: lists text {shown(text_id)} for {shown(image)}, the other files do not")
+                    raise InputError(
+                        f"{texts_file}: lists text {short_repr(text_id)} for {short_repr(image)}, the other files do not"
+                    )
             listed.update(of_image)
         missing = next((text_id for text_id in texts if text_id not in listed), None)
         if missing is not None:
-            raise InputError(f"{texts_file}: does not list text {shown(missing)} for its image {shown(image_of[missing])}")
+            raise InputError(
+                f"{texts_file}: does not list text {short_repr(missing)} for its image {short_repr(image_of[missing])}"
+            )
         return image_of
 
     def __len__(self) -> int:
@@ -130,15 +134,21 @@ class TextDatabase:
         image = fields.pop("img_fname", None)
         if isinstance(image, bytes):
             image = image.decode()
-        place = self.ids.place(text_id)
-        expected = None if place is None else self.images[self.image_of[place]]
+        index = self.index_of.get(text_id)
+        expected = None if index is None else self.images[self.image_of[index]]
         if image is None or image != expected:
-            raise ValueError(f"img_fname is {shown(image)}, txt2img.json says {shown(expected)}")
+            raise ValueError(f"img_fname is {short_repr(image)}, txt2img.json says {short_repr(expected)}")
         return image
 
     def close(self) -> None:
         """Let go of the database; a later look-up opens it again."""
         self._store.close()
+
+
+def _joined(names: list[str]) -> bytes:
+    """The UTF-8 of all names and the int64 offsets that separate them, to be hashed."""
+    encoded = [name.encode("utf-8", "surrogatepass") for name in names]  # JSON may hold unpaired surrogates
+    return b"".join(encoded) + np.cumsum([0, *map(len, encoded)], dtype=np.int64).tobytes()
 
 
 def input_ids_of(fields: dict[str, Any], vocab_size: int) -> np.ndarray:
@@ -164,7 +174,7 @@ def _read_map(file: Path, meaning: str, fits: Callable[[Any], bool]) -> dict[str
         raise InputError(f"{file}: expected a JSON object")
     for key, value in contents.items():
         if not fits(value):
-            raise InputError(f"{file}: {shown(key)} has {shown(value)}, expected {meaning}")
+            raise InputError(f"{file}: {short_repr(key)} has {short_repr(value)}, expected {meaning}")
     return contents
 
 
@@ -186,7 +196,7 @@ def decode_text(record: memoryview | bytes) -> dict[str, Any]:
     return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
 
 
-def pack_text(input_ids: Iterable[int], image: str, **fields: Any) -> bytes:
+def encode_text(input_ids: Iterable[int], image: str, **fields: Any) -> bytes:
     """The record of one caption: its word pieces without special tokens, its image's name, and fields to keep beside them."""
     record = {"input_ids": [int(number) for number in input_ids], "img_fname": image, **fields}
     return lz4.frame.compress(msgpack.packb(record, use_bin_type=True))
@@ -214,20 +224,22 @@ class TextDatabaseWriter:
         return self
 
     def put(self, text_id: str, input_ids: Sequence[int], image: str, **fields: Any) -> None:
-        """Add one caption; the others are as for ``pack_text``."""
-        self.put_packed(text_id, image, pack_text(input_ids, image, **fields), len(input_ids))
+        """Add one caption; the others are as for ``encode_text``."""
+        self.put_encoded(text_id, image, encode_text(input_ids, image, **fields), len(input_ids))
 
-    def put_packed(self, text_id: str, image: str, record: bytes, length: int) -> None:
-        """Add one caption that ``pack_text`` has made into a record of ``length`` word pieces, maybe in another process."""
+    def put_encoded(self, text_id: str, image: str, record: bytes, length: int) -> None:
+        """Add one caption that ``encode_text`` has made into a record of ``length`` word pieces, maybe in another process."""
         if not length:
-            raise InputError(f"{self.path}: text {shown(text_id)} of {shown(image)} has no word pieces")
+            raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} has no word pieces")
         if length > MAX_ITEMS:
-            raise InputError(f"{self.path}: text {shown(text_id)} has {length:,} word pieces, expected at most {MAX_ITEMS:,}")
+            raise InputError(
+                f"{self.path}: text {short_repr(text_id)} has {length:,} word pieces, expected at most {MAX_ITEMS:,}"
+            )
         for kind, name in (("text id", text_id), ("image", image)):
             try:
                 check_name(name)
             except ValueError as error:
-                raise InputError(f"{self.path}: {kind} {shown(name)} {error}") from error
+                raise InputError(f"{self.path}: {kind} {short_repr(name)} {error}") from error
         if text_id in self._lengths:
             raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)

@@ -8,21 +8,21 @@ from torch.utils.data import Dataset
 
 from data.batch import PairBatch
 from data.loader import Loader
-from data.tasks import PairSource, read_pairs
+from data.split import RetrievalSplit, read_pairs
 from evaluation.rounds import shared_out
-from model.iais import MODALITIES, REGULARISERS, attention_blocks
-from model.retrieval import Compute, RetrievalModel
+from model.iais import MODALITIES, REGULARISERS, PairAttention
+from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
-from utils.distributed import Workers
-from utils.logger import progress_bar
+from utils.distributed import ProcessGroup
+from utils.logging import progress_bar
 
 PAIRS_PER_BLOCK = 32  # their maps are held together: heads × (words + regions)² numbers each
 
 
-class PositiveTask(Dataset[PairBatch]):
+class PositivePairs(Dataset[PairBatch]):
     """The positive pairs of a source, ``PAIRS_PER_BLOCK`` at a time."""
 
-    def __init__(self, source: PairSource) -> None:
+    def __init__(self, source: RetrievalSplit) -> None:
         self.source = source
         self.starts = range(0, len(source.text_db), PAIRS_PER_BLOCK)
 
@@ -38,7 +38,7 @@ class PositiveTask(Dataset[PairBatch]):
 
 @torch.no_grad()
 def alignment_of_positives(
-    model: RetrievalModel, source: PairSource, compute: Compute, loader: Loader, workers: Workers
+    model: RetrievalModel, source: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
 ) -> dict[str, dict[str, float]]:
     """The mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
 
@@ -46,18 +46,18 @@ def alignment_of_positives(
     """
     model.eval()
     last = model.config.num_hidden_layers - 1
-    task = PositiveTask(source)
+    task = PositivePairs(source)
 
     def work(number: int, batch: PairBatch) -> np.ndarray:
         maps = model(batch, compute, MapRequest(range(len(batch.pairs)), [last])).maps[last]
         text_lengths = batch.tokens.lengths[batch.pairs[:, 0]].tolist()
-        blocks = [attention_blocks(scores, length) for scores, length in zip(maps, text_lengths, strict=True)]
-        losses = [regulariser(block, way) for regulariser in REGULARISERS.values() for way in MODALITIES for block in blocks]
+        pairs = [PairAttention.of_map(scores, length, last) for scores, length in zip(maps, text_lengths, strict=True)]
+        losses = [loss(pair, modality) for loss in REGULARISERS.values() for modality in MODALITIES for pair in pairs]
         return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(MODALITIES), -1).sum(axis=2)
 
     total = np.zeros((len(REGULARISERS), len(MODALITIES)))
-    with progress_bar(workers.first, total=len(task), desc="alignment") as bar:
-        for _, sums in shared_out(workers, loader, task, range(len(task)), work):
+    with progress_bar(group.is_main, total=len(task), desc="alignment") as bar:
+        for _, sums in shared_out(group, loader, task, range(len(task)), work):
             total += sums
             bar.update()
     means = total / len(source.text_db)

@@ -44,7 +44,7 @@ class _Queries(NamedTuple):
 
 
 def analyse(found: Ranks, image_of: np.ndarray, text_lengths: np.ndarray, regions: np.ndarray) -> dict[str, Any]:
-    """The numbers of ``scores.json["analysis"]``, in JSON's types; docs/analysis.md says what each is.
+    """The numbers of ``scores.json["analysis"]``, in JSON's types; docs/evaluation.md says what each is.
 
     Intervals resample images, each with all its captions. The same arguments give the same numbers.
 

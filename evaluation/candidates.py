@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from data.names import Names
 from utils.errors import InputError
-from utils.files import shown
+from utils.files import short_repr
 
 
 class Candidates(NamedTuple):
@@ -88,7 +87,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     images: list[str]
 
 
-def read_candidates(path: Path | str, text_ids: Names, image_names: Names) -> Candidates:
+def read_candidates(path: Path | str, text_ids: Sequence[str], image_names: Sequence[str]) -> Candidates:
     """A JSONL file, ``{"text": id, "images": [names]}`` a line, in any order; a text that has no line has no candidates.
 
     Raises:
@@ -97,6 +96,7 @@ def read_candidates(path: Path | str, text_ids: Names, image_names: Names) -> Ca
     """
     of_texts: list[np.ndarray] = [np.empty(0, np.int32)] * len(text_ids)
     line_of: dict[int, int] = {}
+    index_of = {text_id: index for index, text_id in enumerate(text_ids)}
     place_of = {name: place for place, name in enumerate(image_names)}
     try:
         with open(path, "rb") as file:
@@ -105,15 +105,17 @@ def read_candidates(path: Path | str, text_ids: Names, image_names: Names) -> Ca
                     continue
                 try:
                     listed = _decoded(line)
-                    text = _known(text_ids.place(listed.text), "text", listed.text, text_ids)
+                    text = _known(index_of.get(listed.text), "text", listed.text, text_ids)
                     if line_of.setdefault(text, number) != number:
                         raise ValueError(
-                            f"text {shown(listed.text)} has line {line_of[text]} already, expected one line a text"
+                            f"text {short_repr(listed.text)} has line {line_of[text]} already, expected one line a text"
                         )
                     places = [_known(place_of.get(name), "image", name, image_names) for name in listed.images]
                     if len(set(places)) < len(places):
                         twice = next(name for name, times in Counter(listed.images).items() if times > 1)
-                        raise ValueError(f"text {shown(listed.text)} has image {shown(twice)} twice, expected different ones")
+                        raise ValueError(
+                            f"text {short_repr(listed.text)} has image {short_repr(twice)} twice, expected different ones"
+                        )
                     of_texts[text] = np.array(places, np.int32)
                 except ValueError as error:
                     raise InputError(f"{path}: line {number}: {error}") from error
@@ -132,7 +134,9 @@ def _decoded(line: bytes) -> _Line:
         raise ValueError(f'{error}; expected {{"text": "an id", "images": ["a name", …]}}') from error
 
 
-def _known(place: int | None, kind: str, name: str, names: Names) -> int:
+def _known(place: int | None, kind: str, name: str, names: Sequence[str]) -> int:
     if place is None:
-        raise ValueError(f"{kind} {shown(name)} is not among the {len(names):,} {kind}s of the split, like {shown(names[0])}")
+        raise ValueError(
+            f"{kind} {short_repr(name)} is not among the {len(names):,} {kind}s of the split, like {short_repr(names[0])}"
+        )
     return place

@@ -1,13 +1,13 @@
 """ISDa: how far the attention among the words of annotated objects is from that among their regions (Ren et al. 2021).
 
-And ISD, without annotation: how far attention is from what the alignment losses compare it with. Equations: docs/isda.md.
+And ISD, without annotation: how far attention is from what the alignment losses compare it with. Equations: docs/evaluation.md.
 Shapes: N objects of a pair, L word pieces, K regions, A heads; P pairs, M measures.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.entities import Annotated, Caption
 from data.image_db import Image
+from data.sources.entities import Annotated, Caption
 from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer
 from evaluation.bootstrap import Bootstrap
 from evaluation.retriever import Retriever
-from model.iais import MODALITIES, REGULARISERS, Blocks, symmetric_kl
+from model.iais import MODALITIES, REGULARISERS, Blocks, PairAttention, symmetric_kl
 
 SURE, NEAR = 0.5, 0.3  # IoU of the regions of an object, and of its best one where no other is
 NOT_VISUAL = "notvisual"  # the type of phrases that speak of nothing to be seen
@@ -44,8 +44,8 @@ class Objects(NamedTuple):
 
 def isda(blocks: Blocks, objects: Objects) -> Tensor:
     """The mean over objects of KL(a ‖ b) + KL(b ‖ a), a being the attention among their words and b among their regions."""
-    words = among_objects(blocks.LL, torch.from_numpy(objects.pieces))
-    regions = among_objects(blocks.VV, torch.from_numpy(objects.regions))
+    words = among_objects(blocks.intra, torch.from_numpy(objects.pieces))
+    regions = among_objects(blocks.other, torch.from_numpy(objects.regions))
     return symmetric_kl(words, regions).mean()
 
 
@@ -88,7 +88,7 @@ class Case(NamedTuple):
 
     text: Text
     image: Image
-    measure: Callable[[Blocks], dict[str, float]]
+    measure: Callable[[PairAttention], dict[str, float]]
 
 
 class Tally:
@@ -150,20 +150,20 @@ def find_objects(caption: Caption, annotated: Annotated, image: Image, tokenizer
     return Objects(*(np.array([row[side] for row in found]) for side in (0, 1)))
 
 
-def measure_isda(blocks: Blocks, objects: Objects) -> dict[str, float]:
+def measure_isda(pair: PairAttention, objects: Objects) -> dict[str, float]:
     """ISDa of a pair, and under a second name if no region is of two of its objects."""
-    value = float(isda(blocks, objects))
+    value = float(isda(pair.head_mean(), objects))
     return {"isda": value, "isda_disjoint": value if objects.disjoint else np.nan}
 
 
-def measure_isd(blocks: Blocks) -> dict[str, float]:
+def measure_isd(pair: PairAttention) -> dict[str, float]:
     """Every alignment loss of a pair, for words and for regions."""
-    return {f"{name}_{way}": float(loss(blocks, way)) for name, loss in REGULARISERS.items() for way in MODALITIES}
+    return {f"{name}_{way}": float(loss(pair, way)) for name, loss in REGULARISERS.items() for way in MODALITIES}
 
 
-def evened(blocks: Blocks) -> Blocks:
-    """Attention that is the same to every word and to every region, in blocks of the same shapes."""
-    return Blocks(*(torch.full_like(block, -math.log(block.shape[1])) for block in blocks))
+def evened(pair: PairAttention) -> PairAttention:
+    """Even attention to every word and to every region, in blocks of the same shapes."""
+    return replace(pair, scores=Blocks(*(torch.zeros_like(block[:1]) for block in pair.scores)))
 
 
 class Measured(NamedTuple):
@@ -192,11 +192,11 @@ def measure(retriever: Retriever, cases: Iterable[Case], layers: Sequence[int], 
     names: list[str] = []
     values, even, image_of = [], [], []
     place: dict[str, int] = {}
-    with retriever.model.prepared(retriever.compute):
+    with retriever.compute.inference(retriever.model):
         for case in cases:
             attention = retriever.attention(case.text, case.image, layers)
-            found = [[case.measure(attention.blocks(layer, head)) for head in shown] for layer in layers]
-            of_even = case.measure(evened(attention.blocks(layers[0])))
+            found = [[case.measure(attention.pair(layer, head)) for head in shown] for layer in layers]
+            of_even = case.measure(evened(attention.pair(layers[0])))
             names = list(of_even)
             even.append(list(of_even.values()))
             values.append([[list(of_head.values()) for of_head in of_layer] for of_layer in found])

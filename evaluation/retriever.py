@@ -21,18 +21,19 @@ from data.batch import PairBatch, collate
 from data.image_db import Image, ImageDatabase
 from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
-from evaluation.score import finite_scores
+from evaluation.options import RetrieverOptions
+from evaluation.scoring import finite_scores
 from model.checkpoint import load_ranking_model
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.iais import Blocks, attention_blocks
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.cpu import packed_for_inference
+from model.iais import PairAttention
+from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.errors import InputError
 from utils.files import sha256
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
-from utils.run_options import RetrieverOptions
 
 PAIRS_PER_BATCH = 1024  # whose images may be as many, and are on the device together
 IMAGES_PER_BLOCK = 256  # of a database, read and ranked together
@@ -51,6 +52,15 @@ class Ranked(NamedTuple):
         return 0.5 + 0.5 * math.tanh(self.score / 2)
 
 
+class AttentionBlocks(NamedTuple):
+    """Logarithms of the attention of words (L) and regions (V); rows attend to columns, and each row of ``exp`` sums to one."""
+
+    LL: Tensor  # (L, L)
+    VV: Tensor  # (K, K)
+    LV: Tensor  # (L, K)
+    VL: Tensor  # (K, L)
+
+
 class Attention(NamedTuple):
     """Attention of one (text, image) pair.
 
@@ -66,8 +76,13 @@ class Attention(NamedTuple):
     image: Image
     maps: dict[int, Tensor]
 
-    def blocks(self, layer: int = -1, head: int | None = None) -> Blocks:
-        """The four blocks of a layer's map, averaged over its heads or of one ``head``; -1 is the last of the layers held.
+    def blocks(self, layer: int = -1, head: int | None = None) -> AttentionBlocks:
+        """The four blocks of ``pair``, averaged over its heads. Raises ``InputError`` as ``pair`` does."""
+        blocks = self.pair(layer, head).head_mean()
+        return AttentionBlocks(LL=blocks.intra, VV=blocks.other, LV=blocks.cross, VL=blocks.cross_back)
+
+    def pair(self, layer: int = -1, head: int | None = None) -> PairAttention:
+        """The attention of one layer, or of one ``head`` of it; -1 is the last of the layers held.
 
         Raises:
             InputError: the layer is not held, or has no such head.
@@ -78,7 +93,7 @@ class Attention(NamedTuple):
         scores = self.maps[layer]
         if head is not None and not 0 <= head < len(scores):
             raise InputError(f"head {head}: expected 0 to {len(scores) - 1}")
-        return attention_blocks(scores if head is None else scores[head, None], len(self.pieces) + 2)
+        return PairAttention.of_map(scores if head is None else scores[head, None], len(self.pieces) + 2, layer)
 
 
 class Retriever:
@@ -92,7 +107,7 @@ class Retriever:
         compute: the device and the arithmetic.
     """
 
-    def __init__(self, model: RetrievalModel, tokenizer: WordPieceTokenizer, compute: Compute) -> None:
+    def __init__(self, model: RetrievalModel, tokenizer: WordPieceTokenizer, compute: ComputeSettings) -> None:
         size, expected = len(tokenizer.pieces), model.config.vocab_size
         if size > expected:
             raise InputError(f"vocabulary {tokenizer.name}: has {size} word pieces, the model has vocab_size {expected}")
@@ -128,7 +143,7 @@ class Retriever:
         tokenizer = load_tokenizer(vocab)
         model, _ = load_ranking_model(checkpoint, UniterConfig.from_json(model_config))
         chunk = ChunkSize.for_device(where, model.config.intermediate_size, batch_size)
-        return cls(model, tokenizer, Compute(how, chunk))
+        return cls(model, tokenizer, ComputeSettings(how, chunk, prepare=packed_for_inference))
 
     @classmethod
     def from_options(cls, options: RetrieverOptions, batch_size: int = 400) -> Retriever:
@@ -203,7 +218,7 @@ class Retriever:
             raise InputError(f"{image_db.path}: empty image database, expected an image to rank")
         captions = [self._text(text) for text in texts]
         scores = np.empty((len(captions), len(names)), np.float32)
-        with self.model.prepared(self.compute):
+        with self.compute.inference(self.model):
             for first in range(0, len(names), IMAGES_PER_BLOCK):
                 block = slice(first, first + IMAGES_PER_BLOCK)
                 scores[:, block] = self.score(captions, [image_db[name] for name in names[block]])
@@ -235,7 +250,7 @@ class Retriever:
         cls_id, sep_id = (self.tokenizer.ids[name] for name in ("[CLS]", "[SEP]"))
         captions = [self._text(text) for text in texts]
         asked = torch.from_numpy(np.asarray(pairs, np.int64).reshape(-1, 2))
-        return collate(captions, images, asked, cls_id=cls_id, sep_id=sep_id, config=self.config)
+        return collate(captions, images, asked, cls_id=cls_id, sep_id=sep_id, limits=self.config.input_limits)
 
     def _text(self, text: str | Text) -> Text:
         """A caption as a record, called by its own beginning."""

@@ -9,11 +9,11 @@ from torch.utils.data import Dataset
 
 from data.batch import PairBatch
 from data.loader import Loader
-from utils.distributed import Workers
+from utils.distributed import ProcessGroup
 
 
 def shared_out(
-    workers: Workers,
+    group: ProcessGroup,
     loader: Loader,
     task: Dataset[PairBatch],
     numbers: Sequence[int],
@@ -25,14 +25,12 @@ def shared_out(
 
     Raises:
         InputError: as the task and the work do.
-        WorkerLost: another worker has gone.
+        RankLost: another worker has gone.
     """
-    batches = loader(task, numbers[workers.rank :: workers.size])
-    for first in range(0, len(numbers), workers.size):
-        of_this_round = numbers[first : first + workers.size]
+    batches = loader(task, numbers[group.rank :: group.world_size])
+    for first in range(0, len(numbers), group.world_size):
+        of_this_round = numbers[first : first + group.world_size]
         mine = None
-        if workers.rank < len(of_this_round):
-            mine = work(of_this_round[workers.rank], next(batches))
-        yield from zip(
-            of_this_round, workers.gather(mine), strict=False
-        )  # the last round may be short, the others' lists empty
+        if group.rank < len(of_this_round):
+            mine = work(of_this_round[group.rank], next(batches))
+        yield from zip(of_this_round, group.gather(mine), strict=False)  # the last round may be short, the others' lists empty

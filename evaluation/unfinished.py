@@ -18,7 +18,7 @@ import numpy as np
 
 from evaluation.candidates import Candidates
 from utils.errors import InputError
-from utils.files import read_json, remove_leftovers, replacing, save_json
+from utils.files import atomic_file, read_json, remove_leftovers, save_json
 
 IN_MEMORY_BYTES = 256 << 20
 LOGGER = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _unscored_rows(shape: tuple[int, int], candidates: Candidates | None) -> Ite
 
 
 def _write_unscored(path: Path, shape: tuple[int, int], candidates: Candidates | None) -> None:
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         _write_rows(file, shape, candidates)
 

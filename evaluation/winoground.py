@@ -20,7 +20,7 @@ from data.image_db import Image, ImageDatabase
 from evaluation.bootstrap import Bootstrap
 from evaluation.retriever import Retriever
 from utils.errors import InputError
-from utils.logger import progress_bar
+from utils.logging import progress_bar
 
 CHANCE = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
 TAGS = ("tag", "collapsed_tag", "secondary_tag", "num_main_preds")
@@ -89,7 +89,7 @@ def score_examples(
     """
     scores = np.empty((len(examples), 2, 2), np.float32)
     with (
-        retriever.model.prepared(retriever.compute),
+        retriever.compute.inference(retriever.model),
         progress_bar(True, total=len(examples), desc="winoground", unit="example") as bar,
     ):
         for batch, rows in _batches(examples):

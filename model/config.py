@@ -1,4 +1,4 @@
-"""The architecture of a UNITER encoder, as its JSON file states it."""
+"""The architecture of a UNITER encoder, read from its JSON file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from data.batch import InputLimits
 from utils.errors import InputError
 from utils.options import read_json_as
 
@@ -38,12 +39,14 @@ class UniterConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, int) and not 1 <= value < 2**31:
-                raise InputError(f"{name} is {value}, expected 1 to {2**31 - 1}")
+                raise InputError(f"{name} is {value}, expected a positive 32-bit integer")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected a probability in [0, 1)")
         if self.type_vocab_size < 2:
-            raise InputError(f"type_vocab_size is {self.type_vocab_size}, expected 2: type 0 for words and type 1 for regions")
+            raise InputError(
+                f"type_vocab_size is {self.type_vocab_size}, expected at least 2: words are type 0, regions type 1"
+            )
         if not 0 < self.initializer_range < math.inf:
             raise InputError(f"initializer_range is {self.initializer_range}, expected a positive standard deviation")
         if self.hidden_size % self.num_attention_heads:
@@ -53,18 +56,18 @@ class UniterConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> UniterConfig:
-        """Read an architecture file. Raises ``InputError`` for an unknown key or an impossible value, naming file and key."""
+        """Read an architecture file. Raises ``InputError`` that names the file and the unknown key or impossible value."""
         return read_json_as(cls, path)
 
     def with_dropout(self, probability: float) -> UniterConfig:
-        """The same architecture with one dropout probability everywhere, as the training option ``dropout`` asks."""
+        """The same architecture with one dropout probability everywhere."""
         return replace(self, hidden_dropout_prob=probability, attention_probs_dropout_prob=probability)
 
     def layer_numbers(self, layers: Iterable[int | str], option: str) -> tuple[int, ...]:
-        """Layers counted from the first (0 …) or from the last (-1 …), or all (``"all"``), as numbers from the first, rising.
+        """Resolve layers counted from the first (0 …) or the last (-1 …), or ``"all"``, to ascending numbers from the first.
 
         Raises:
-            InputError: one that the encoder does not have; ``option`` is where it was asked for.
+            InputError: the encoder has no such layer; the message names ``option``.
         """
         count = self.num_hidden_layers
         numbers: set[int] = set()
@@ -79,6 +82,11 @@ class UniterConfig:
                 )
         return tuple(sorted(numbers))
 
+    @property
+    def input_limits(self) -> InputLimits:
+        """The limits that data must respect."""
+        return InputLimits(self.vocab_size, self.max_position_embeddings, self.img_dim)
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form that ``from_json`` reads."""
+        """The JSON object that ``from_json`` reads."""
         return asdict(self)

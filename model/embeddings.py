@@ -1,4 +1,4 @@
-"""Text and region embeddings, up to but without their dropout, which is applied per pair after joining.
+"""Text and region embeddings, without their dropout, which is applied per pair after joining.
 
 Shapes: rows are the concatenated tokens or regions of all items (data/batch.py); H hidden width; F feature width.
 """
@@ -28,7 +28,7 @@ class TextEmbeddings(nn.Module):
 
     @property
     def image_type(self) -> Tensor:
-        """The embedding of token type 1, (H,), which marks regions."""
+        """The embedding of token type 1 (H,), which marks regions."""
         return self.token_type_embeddings.weight[1]
 
 
@@ -44,6 +44,6 @@ class ImageEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, features: Tensor, boxes: Tensor, image_type: Tensor) -> Tensor:
-        """``features`` (rows, F) of any float type, ``boxes`` (rows, 7), ``image_type`` (H,) → (rows, H)."""
+        """``features`` (rows, F) of any floating type, ``boxes`` (rows, 7), ``image_type`` (H,) → (rows, H)."""
         regions = self.img_layer_norm(self.img_linear(features.to(self.img_linear.weight.dtype)))
         return self.LayerNorm(regions + self.pos_layer_norm(self.pos_linear(boxes)) + image_type)

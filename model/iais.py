@@ -1,14 +1,18 @@
-"""IAIS: Inter-modal Alignment on Intra-modal Self-attentions (Ren et al. 2021, section 3), as pure functions of attention maps.
+"""IAIS: Inter-modal Alignment on Intra-modal Self-attentions (Ren et al. 2021, section 3), and other losses on attention.
 
-Shapes: A heads, N joined length, L words (without [CLS] and [SEP]), K regions. A_XY attends from rows X to columns Y.
-A further regulariser is one function with ``@regulariser`` above it, written for words; regions give it the mirrored blocks.
+A regulariser is a function of the attention of one matched (text, image) pair, ``PairAttention`` → scalar, under
+``@regulariser``. It is written once, for words; for regions it receives the same pair with the modalities exchanged.
+
+Shapes: A heads, L words (without [CLS] and [SEP]), K regions, N = L + 2 + K tokens of the joined sequence.
+R rows: L, C columns: K if the modality is "L"; R = K, C = L if it is "V".
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,116 +23,141 @@ MODALITIES: tuple[Modality, Modality] = ("L", "V")
 
 
 class Blocks(NamedTuple):
-    """Logarithms of the four head-averaged attention blocks of one pair; each row of ``exp`` sums to one.
+    """The four blocks of an attention map; rows attend to columns. Leading dimensions, such as heads, are free."""
 
-    They are kept as logarithms because a divergence needs both, and the logarithm of an underflown average is lost.
+    intra: Tensor  # (…, R, R) within the modality
+    cross: Tensor  # (…, R, C) from the modality to the other one
+    cross_back: Tensor  # (…, C, R) from the other modality back
+    other: Tensor  # (…, C, C) within the other modality
+
+
+@dataclass(frozen=True)
+class PairAttention:
+    """The attention of one (text, image) pair in one layer, as one modality sees it: the input of every regulariser.
+
+    Attributes:
+        scores: per-head blocks (A, rows, columns) of Q Kᵀ / √D before any softmax, fp32.
+        modality: the modality of ``intra``: "L" for words, "V" for regions.
+        layer: counted from 0.
     """
 
-    LL: Tensor  # (L, L)
-    VV: Tensor  # (K, K)
-    LV: Tensor  # (L, K)
-    VL: Tensor  # (K, L)
+    scores: Blocks
+    modality: Modality
+    layer: int
 
-    def mirrored(self) -> Blocks:
-        """The same with the modalities exchanged, so that one formula serves both."""
-        return Blocks(LL=self.VV, VV=self.LL, LV=self.VL, VL=self.LV)
+    @classmethod
+    def of_map(cls, scores: Tensor, text_length: int, layer: int = 0) -> PairAttention:
+        """Cut a map (A, N, N), words before regions, as words see it; ``text_length`` counts [CLS] and [SEP]."""
+        words, regions = slice(1, text_length - 1), slice(text_length, None)
+        blocks = (scores[:, rows, columns] for rows in (words, regions) for columns in (words, regions))
+        return cls(Blocks(*blocks), "L", layer)
 
-    def seen_from(self, modality: Modality) -> Blocks:
-        """The same, or mirrored, so that ``modality`` is what ``LL`` is of."""
-        return self if modality == "L" else self.mirrored()
+    def seen_from(self, modality: Modality) -> PairAttention:
+        """The same pair with ``modality`` in the place of ``intra``."""
+        if modality == self.modality:
+            return self
+        intra, cross, cross_back, other = self.scores
+        return PairAttention(Blocks(other, cross_back, cross, intra), modality, self.layer)
+
+    def per_head(self) -> Blocks:
+        """Logarithms of the attention in each block, softmaxed over its own columns (section 3.1): (A, rows, columns)."""
+        return Blocks(*(block.log_softmax(dim=-1) for block in self.scores))
+
+    def head_mean(self) -> Blocks:
+        """Logarithms of ``per_head`` averaged over heads: (rows, columns); each row of ``exp`` sums to one.
+
+        Logarithms, because a divergence needs them and the logarithm of an average that underflowed is lost.
+        """
+        return Blocks(*(block.logsumexp(dim=0) - math.log(len(block)) for block in self.per_head()))
 
 
-Regulariser = Callable[[Blocks, Modality], Tensor]
+@dataclass(frozen=True)
+class Regulariser:
+    """A registered loss. ``alignment`` declares that it vanishes where both modalities attend alike."""
+
+    name: str
+    function: Callable[[PairAttention], Tensor]
+    alignment: bool
+
+    def __call__(self, pair: PairAttention, modality: Modality) -> Tensor:
+        """The loss (), with ``modality`` as the one to align."""
+        return self.function(pair.seen_from(modality))
+
+
 REGULARISERS: dict[str, Regulariser] = {}
 
 
-def regulariser(of_words: Callable[[Blocks], Tensor]) -> Regulariser:
-    """Register a loss, blocks → scalar, under the name of its function: the option IAIS has it, and evaluation measures it.
+def regulariser(function: Callable[[PairAttention], Tensor], *, alignment: bool = False) -> Regulariser:
+    """Register a loss under the name of its function: ``--IAIS`` accepts the name, evaluation measures it, tests check it."""
+    registered = Regulariser(function.__name__, function, alignment)
+    REGULARISERS[registered.name] = registered
+    return registered
 
-    What is registered, and returned, also takes the modality: for ``"V"`` the loss is that of the mirrored blocks.
+
+# For losses that vanish where both modalities attend alike; the tests hold them to that, and to a naive twin.
+alignment_regulariser = partial(regulariser, alignment=True)
+
+
+@alignment_regulariser
+def singular(pair: PairAttention) -> Tensor:
+    """Singular alignment (section 3.1): the nearest region stands for each word; or the nearest word for each region.
+
+    The mean over words i of KL(P_i ‖ A_LL,i) + KL(A_LL,i ‖ P_i) with P of ``singular_target``.
     """
-
-    @functools.wraps(of_words)
-    def of_modality(blocks: Blocks, modality: Modality) -> Tensor:
-        return of_words(blocks.seen_from(modality))
-
-    REGULARISERS[of_words.__name__] = of_modality
-    return of_modality
+    blocks = pair.head_mean()
+    return symmetric_kl(singular_target(blocks), blocks.intra).mean()
 
 
-def attention_blocks(scores: Tensor, text_length: int) -> Blocks:
-    """Cut the map of one pair into its blocks (section 3.1): a softmax per block over its own columns, averaged over heads.
+@alignment_regulariser
+def distributed(pair: PairAttention) -> Tensor:
+    """Distributed alignment (section 3.2): words attend to words by way of all regions, P = A_LV A_VL; or mirrored.
 
-    Args:
-        scores: (A, N, N), Q Kᵀ / √D before any softmax, words before regions.
-        text_length: tokens of the text, [CLS] and [SEP] included.
+    The mean over rows of KL(P ‖ A_LL) + KL(A_LL ‖ P), where KL(q ‖ p) = Σ q (log q - log(p + 1e-6)) as in the published
+    program.
     """
-    words, regions = slice(1, text_length - 1), slice(text_length, None)
-
-    def block(rows: slice, columns: slice) -> Tensor:
-        per_head = scores[:, rows, columns].log_softmax(dim=-1)
-        return per_head.logsumexp(dim=0) - math.log(len(scores))
-
-    return Blocks(LL=block(words, words), VV=block(regions, regions), LV=block(words, regions), VL=block(regions, words))
-
-
-def nearest(own: Blocks) -> Tensor:
-    """i* = argmax_j A_LV[i, j]: (L,), the region that each word attends to most."""
-    return own.LV.argmax(dim=1)
-
-
-def between_nearest(own: Blocks) -> Tensor:
-    """A_VV[i*, j*]: (L, L), the attention between the regions that stand for the words. The argmax carries no gradient."""
-    regions = nearest(own)
-    return own.VV.exp()[regions[:, None], regions]
-
-
-def singular_pseudo(own: Blocks) -> Tensor:
-    """log P for P = row-softmax(A_VV[i*, j*]): (L, L)."""
-    return between_nearest(own).log_softmax(dim=-1)
-
-
-def distributed_pseudo(own: Blocks) -> Tensor:
-    """P = A_LV A_VL: (L, L), each row sums to one."""
-    return own.LV.exp() @ own.VL.exp()
-
-
-def congruent_pseudo(own: Blocks) -> Tensor:
-    """log P for P = row-softmax(Ā_LV A_VV Ā_LVᵀ): (L, L). Ā_LV is A_LV without gradient."""
-    words_to_regions = own.LV.detach().exp()
-    return (words_to_regions @ own.VV.exp() @ words_to_regions.T).log_softmax(dim=-1)
-
-
-@regulariser
-def singular(own: Blocks) -> Tensor:
-    """Singular alignment (section 3.2): each word stands for the region it attends to most, or each region for its word.
-
-    With P of ``singular_pseudo``, the mean over words of KL(P_i ‖ A_LL,i) + KL(A_LL,i ‖ P_i).
-    """
-    return symmetric_kl(singular_pseudo(own), own.LL).mean()
-
-
-@regulariser
-def distributed(own: Blocks) -> Tensor:
-    """Distributed alignment (section 3.3): words attend to words by way of all regions, P = A_LV A_VL, or mirrored.
-
-    The mean over rows of the symmetric KL between P and A_LL, where KL(q ‖ p) = Σ q (log q - log(p + 1e-6)) as in the
-    published program.
-    """
-    pseudo, actual = distributed_pseudo(own), own.LL.exp()  # (L, L)
-    log_pseudo = pseudo.clamp_min(torch.finfo(pseudo.dtype).tiny).log()
-    divergence = pseudo * (log_pseudo - (actual + 1e-6).log()) + actual * (own.LL - (pseudo + 1e-6).log())
+    blocks = pair.head_mean()
+    target, intra = distributed_target(blocks), blocks.intra.exp()  # (R, R)
+    log_target = target.clamp_min(torch.finfo(target.dtype).tiny).log()
+    divergence = target * (log_target - (intra + 1e-6).log()) + intra * (blocks.intra - (target + 1e-6).log())
     return divergence.sum(dim=-1).mean()
 
 
-@regulariser
-def cacr(own: Blocks) -> Tensor:
-    """Cross-modal Attention Congruence Regularisation (Pandey et al. 2023, arXiv 2212.10549), on the blocks that IAIS has.
+@alignment_regulariser
+def cacr(pair: PairAttention) -> Tensor:
+    """Cross-modal Attention Congruence Regularisation (Pandey et al. 2023, arXiv 2212.10549), on head-averaged blocks.
 
     The mean over rows of the symmetric KL between row-softmax(A_LL) and row-softmax(Ā_LV A_VV Ā_LVᵀ), or mirrored: what the
-    regions attend to, in the words' basis. A are the head-averaged blocks, Ā_LV is A_LV without gradient.
+    regions attend to, in the words' basis. Ā_LV is A_LV without gradient.
     """
-    return symmetric_kl(congruent_pseudo(own), own.LL.exp().log_softmax(dim=-1)).mean()
+    blocks = pair.head_mean()
+    return symmetric_kl(congruent_target(blocks), blocks.intra.exp().log_softmax(dim=-1)).mean()
+
+
+def nearest(blocks: Blocks) -> Tensor:
+    """i* = argmax_j A_LV[i, j] (R,): the region that each word attends to most. Carries no gradient."""
+    return blocks.cross.argmax(dim=1)
+
+
+def between_nearest(blocks: Blocks) -> Tensor:
+    """A_VV[i*, j*] (R, R): the attention between the regions that stand for the words."""
+    regions = nearest(blocks)
+    return blocks.other.exp()[regions[:, None], regions]
+
+
+def singular_target(blocks: Blocks) -> Tensor:
+    """log P (R, R) for P = row-softmax(A_VV[i*, j*])."""
+    return between_nearest(blocks).log_softmax(dim=-1)
+
+
+def distributed_target(blocks: Blocks) -> Tensor:
+    """P = A_LV A_VL (R, R); each row sums to one."""
+    return blocks.cross.exp() @ blocks.cross_back.exp()
+
+
+def congruent_target(blocks: Blocks) -> Tensor:
+    """log P (R, R) for P = row-softmax(Ā_LV A_VV Ā_LVᵀ)."""
+    cross = blocks.cross.detach().exp()
+    return (cross @ blocks.other.exp() @ cross.T).log_softmax(dim=-1)
 
 
 def symmetric_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -136,6 +165,6 @@ def symmetric_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1)
 
 
-def alignment_loss(regulariser: Regulariser, maps: list[Tensor], text_length: int, modality: Modality) -> Tensor:
-    """The mean of ``regulariser`` over the maps (A, N, N) that several layers have of one pair with at least one word."""
-    return torch.stack([regulariser(attention_blocks(scores, text_length), modality) for scores in maps]).mean()
+def mean_over_layers(regulariser: Regulariser, layers: Sequence[PairAttention], modality: Modality) -> Tensor:
+    """The mean () of a regulariser over the layers of one pair."""
+    return torch.stack([regulariser(pair, modality) for pair in layers]).mean()

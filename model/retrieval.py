@@ -1,11 +1,12 @@
-"""Ranking with UNITER: the head, the hinge, and which negatives are hard (Ren et al. 2021, section 4.1).
+"""Ranking with UNITER: the head, the hinge loss, and the choice of hard negatives (Ren et al. 2021, section 4.1).
 
-Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives kept.
+Shapes: P pairs, G groups (one anchor each) of C candidates, the positive first; H hard negatives.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,33 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import PairBatch
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.linear import packed_weights
-from model.packing import ChunkSize
 from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
 
 
+def _unprepared(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
-class Compute:
-    """How the encoder computes.
+class ComputeSettings:
+    """How the encoder computes. None of it changes a result by more than rounding.
 
     Attributes:
         precision: the device and the arithmetic.
-        chunk: bounds of what it runs on at a time, which change no result.
-        mining: the arithmetic in which candidates are scored to find the hard ones; that of ``precision`` if None.
-        checkpointing: keep only each layer's input for the backward pass and compute the layer again there (Chen et al. 2016,
-            arXiv 1604.06174), which changes no result.
+        chunk: bounds on what is encoded at once.
+        mining: the arithmetic in which candidates are scored to mine negatives; ``precision`` if None.
+        checkpointing: keep only the layers' inputs for the backward pass and compute the layers again there (Chen et al. 2016,
+            arXiv 1604.06174).
+        prepare: context manager in which an encoder scores many pairs in a dtype without gradient (``model/cpu.py``).
     """
 
     precision: Precision
     chunk: ChunkSize
     mining: Precision | None = None
     checkpointing: bool = False
+    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _unprepared
 
-    def for_mining(self) -> Compute:
-        """How candidates are scored."""
+    def for_mining(self) -> ComputeSettings:
+        """The settings in which candidates are scored."""
         return replace(self, precision=self.mining or self.precision)
+
+    def inference(self, model: RetrievalModel) -> AbstractContextManager[None]:
+        """The context in which to score many pairs without gradient; weights must not change inside."""
+        return self.prepare(model.uniter.encoder, self.precision.dtype)
 
 
 class Scored(NamedTuple):
@@ -64,28 +74,24 @@ class RetrievalModel(nn.Module):
         """The architecture."""
         return self.uniter.config
 
-    def embed(self, batch: PairBatch, compute: Compute) -> Embedded:
+    def embed(self, batch: PairBatch, compute: ComputeSettings) -> Embedded:
         """Embed each distinct text and image of ``batch`` once."""
         with compute.precision.autocast():
             return self.uniter.embed(batch)
 
-    def score(self, embedded: Embedded, pairs: Tensor, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
-        """Score ``pairs`` (P, 2) of embedded texts and images; the head computes in fp32, so that scores do not tie."""
+    def score(self, embedded: Embedded, pairs: Tensor, compute: ComputeSettings, request: MapRequest = NO_MAPS) -> Scored:
+        """Score ``pairs`` (P, 2) of embedded texts and images. The head computes in fp32, so that scores do not tie."""
         with compute.precision.autocast():
             encoded = self.uniter.encode(embedded, pairs, compute.chunk, request, checkpointing=compute.checkpointing)
         return Scored(self.rank_output(self.uniter.pooler(encoded.cls.float())).squeeze(1), encoded.maps)
 
-    def prepared(self, compute: Compute) -> AbstractContextManager[None]:
-        """The context in which many pairs are scored without gradient by weights that do not change."""
-        return packed_weights(self.uniter.encoder, compute.precision.dtype)
-
-    def forward(self, batch: PairBatch, compute: Compute, request: MapRequest = NO_MAPS) -> Scored:
+    def forward(self, batch: PairBatch, compute: ComputeSettings, request: MapRequest = NO_MAPS) -> Scored:
         """Embed and score the pairs of ``batch``."""
         return self.score(self.embed(batch, compute), batch.pairs, compute, request)
 
 
 def hardest(scores: Tensor, count: int) -> Tensor:
-    """Which candidates to keep: the positive, 0, and the ``count`` best-scored negatives. (G, C) → (G, 1 + H) indices."""
+    """Indices (G, 1 + H) of the positive, 0, and of the ``count`` negatives with the highest ``scores`` (G, C)."""
     negatives = scores[:, 1:].topk(count, dim=1).indices + 1
     return torch.cat([torch.zeros_like(negatives[:, :1]), negatives], dim=1)
 

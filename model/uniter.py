@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from data.batch import PairBatch, Ragged
+from model.chunks import Chunk, ChunkSize, chunks
 from model.config import UniterConfig
 from model.embeddings import ImageEmbeddings, TextEmbeddings
-from model.layers import Block, Pooler
-from model.packing import Chunk, ChunkSize, chunks
+from model.layers import Layer, Pooler
 
 
 class Embedded(NamedTuple):
@@ -29,7 +29,7 @@ class Embedded(NamedTuple):
 
 
 class MapRequest(NamedTuple):
-    """Which self-attention maps to hand out: of these pairs (indices into ``pairs``), in these layers (0 is the first)."""
+    """The attention maps to return: of these pairs (indices into ``pairs``), in these layers (counted from 0)."""
 
     pairs: Sequence[int]
     layers: Sequence[int]
@@ -39,10 +39,12 @@ NO_MAPS = MapRequest((), ())
 
 
 class Encoded(NamedTuple):
-    """What the encoder gives.
+    """The output of the encoder.
 
-    ``cls``: (P, H), the last layer's [CLS] rows. ``maps``: for each layer asked for, one tensor (A, N, N) for each pair asked
-    for, in the order of the request: S = Q Kᵀ / √D before the softmax, in fp32, unpadded, words before regions.
+    Attributes:
+        cls: (P, H), [CLS] of the last layer.
+        maps: per requested layer, a tensor (A, N, N) per requested pair, in the order of the request: Q Kᵀ / √D before the
+            softmax, fp32, unpadded, words before regions.
     """
 
     cls: Tensor
@@ -50,32 +52,30 @@ class Encoded(NamedTuple):
 
 
 class UniterEncoder(nn.Module):
-    """The stack of blocks."""
+    """The stack of layers."""
 
     def __init__(self, config: UniterConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(
         self, hidden: Tensor, chunk: Chunk, request: MapRequest, *, checkpointing: bool
     ) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
-        """(B, N, H) → [CLS] rows (B, H) and, by (layer, pair), the maps of the requested pairs that are in this chunk."""
+        """(B, N, H) → [CLS] (B, H) and, by (layer, pair), the maps of the requested pairs in this chunk."""
         wanted = [(row, pair) for row, pair in enumerate(chunk.members.tolist()) if pair in request.pairs]
         maps: dict[tuple[int, int], Tensor] = {}
-        for number, block in enumerate(self.layer):
+        for number, layer in enumerate(self.layer):
             if wanted and number in request.layers:
-                assert isinstance(block, Block)
-                scores = block.attention.self.scores(hidden[[row for row, _ in wanted]])
+                assert isinstance(layer, Layer)
+                scores = layer.attention.self.scores(hidden[[row for row, _ in wanted]])  # (wanted, A, N, N)
                 for (row, pair), score in zip(wanted, scores, strict=True):
                     length = int(chunk.lengths[row])
                     maps[number, pair] = score[:, :length, :length]
-            run = partial(block, cls_only=number == len(self.layer) - 1)
-            if not torch.is_grad_enabled():
-                hidden = run(hidden, chunk.mask)
-            elif checkpointing:
+            run = partial(layer, cls_only=number == len(self.layer) - 1)
+            if checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(run, hidden, chunk.mask, use_reentrant=False)
             else:
-                hidden = run(hidden, chunk.mask, recompute=True)
+                hidden = run(hidden, chunk.mask)
         return hidden[:, 0], maps
 
 
@@ -99,8 +99,8 @@ class UniterModel(nn.Module):
 
     def embed(self, batch: PairBatch) -> Embedded:
         """Embed each distinct text and image of ``batch`` once."""
-        device = batch.tokens.rows.device
-        texts = self.embeddings(batch.tokens.rows, batch.tokens.positions().to(device))
+        positions = batch.tokens.positions().to(batch.tokens.rows.device)
+        texts = self.embeddings(batch.tokens.rows, positions)
         images = self.img_embeddings(batch.features.rows, batch.boxes, self.embeddings.image_type)
         return Embedded(Ragged(texts, batch.tokens.lengths), Ragged(images, batch.features.lengths))
 
@@ -109,27 +109,26 @@ class UniterModel(nn.Module):
     ) -> Encoded:
         """Encode ``pairs`` (P, 2), indices into the embedded texts and images, in chunks of at most ``size``.
 
-        The last layer computes its [CLS] rows alone; a map is computed beside the layer it belongs to, for its pair only, so
-        asking for one changes nothing else. The embeddings' dropout is applied here, so that each pair has its own.
+        The last layer computes [CLS] alone. Maps are computed beside their layer, so that requesting one changes nothing else.
+        The embeddings' dropout is applied here, so that each pair has its own.
 
         Raises:
-            ValueError: a map is asked of a layer that there is not.
+            ValueError: a map of a layer that does not exist is requested.
         """
         for layer in request.layers:
             if not 0 <= layer < self.config.num_hidden_layers:
-                raise ValueError(f"map of layer {layer} asked for, expected 0 to {self.config.num_hidden_layers - 1}")
+                raise ValueError(f"map of layer {layer} requested, expected 0 to {self.config.num_hidden_layers - 1}")
         table = torch.cat([embedded.texts.rows, embedded.images.rows])
         cls, members = [], []
-        found: dict[tuple[int, int], Tensor] = {}
+        maps: dict[tuple[int, int], Tensor] = {}
         for chunk in chunks(embedded.texts.lengths, embedded.images.lengths, pairs, size):
             chunk = chunk.to(table.device)
             joined = F.embedding(chunk.rows, table)  # (B, N, H)
             joined = F.dropout(joined, self.config.hidden_dropout_prob, self.training)
-            rows, maps = self.encoder(joined, chunk, request, checkpointing=checkpointing)
-            cls.append(rows)
+            chunk_cls, chunk_maps = self.encoder(joined, chunk, request, checkpointing=checkpointing)
+            cls.append(chunk_cls)
             members.append(chunk.members)
-            found |= maps
-        back = torch.cat(members).argsort().to(table.device)
-        return Encoded(
-            torch.cat(cls)[back], {layer: [found[layer, pair] for pair in request.pairs] for layer in request.layers}
-        )
+            maps |= chunk_maps
+        order = torch.cat(members).argsort().to(table.device)  # back from the chunks' order to that of ``pairs``
+        by_layer = {layer: [maps[layer, pair] for pair in request.pairs] for layer in request.layers}
+        return Encoded(torch.cat(cls)[order], by_layer)

@@ -1,8 +1,8 @@
-"""The folder of a training: its logs, its checkpoints, and from which of them a run goes on.
+"""The folder of a training run: its logs, its checkpoints, its progress, and the state to resume from.
 
     log/hps.json model.json git.json log.txt results.json …    ckpt/state-N.pt model_last.pt model_best.pt
 
-``state-N.pt`` is the whole training state after N updates; the others hold weights alone.
+``state-N.pt`` is the whole training state after N updates; the other checkpoints hold weights alone.
 """
 
 from __future__ import annotations
@@ -11,209 +11,269 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from data.tasks import PairSource
+from data.split import RetrievalSplit
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
-from model.retrieval import Compute, RetrievalModel
-from optim.progress import Progress
-from utils.distributed import Workers
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import LATEST, TrainOptions
+from optim.trainer import Trainer, UpdateTerms
+from utils.distributed import ProcessGroup
 from utils.errors import InputError
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
+from utils.logging import RunLog, progress_bar
 from utils.provenance import save_git_state
-from utils.run_log import RunLog
-from utils.run_options import LATEST, TrainOptions
-from utils.save import load_tensors, save_tensors
+from utils.tensors import load_tensors, save_tensors
 
 LOGGER = logging.getLogger(__name__)
-OF_TRAINER = {"model", "optimiser", "scaler"}
-PARTS = OF_TRAINER | {"progress", "best_weights", "recipe", "machine"}
+STATE_PARTS = {"model", "optimiser", "scaler", "progress", "best_weights", "recipe", "machine"}
+
+
+@dataclass
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        updates: updates done.
+        skipped: those of them that fp16 scaling skipped because their gradient was not finite.
+        validated: the update after which the last validation ran.
+        best_update, best: the update with the best validation, and its recalls.
+    """
+
+    updates: int = 0
+    skipped: int = 0
+    validated: int = 0
+    best_update: int = 0
+    best: dict[str, float] = field(default_factory=dict)
 
 
 class RunFolder:
-    """Opens the folder ``options.output_dir``, new or, with ``options.resume``, that of a run to go on with.
+    """A run in the folder ``options.output_dir``, new or, with ``options.resume``, resumed. Use it as a context manager.
 
-    Use it as a context manager: within it, messages also go to ``log/log.txt``. Worker 0 alone has a folder; for the others
-    every method does nothing.
+    Within it, messages also go to ``log/log.txt``. Every rank calls the same methods; rank 0 writes.
 
     Args:
         recipe: what the result depends on, see ``recipe_of``.
-        machine: what else its last digits depend on, and may change with a warning, by name.
+        machine: what else the last digits depend on, by name; it may change with a warning.
 
     Raises:
-        InputError: the folder is not empty, or cannot be made; with ``resume``, there is no such state, it is damaged, or it is
-            of a run with another recipe; another run is at work in the folder.
+        InputError: the folder is not empty or cannot be created; another run is active in it; or, with ``resume``, the state
+            does not exist, is damaged, or belongs to a run with another recipe.
     """
 
     def __init__(
-        self, options: TrainOptions, recipe: dict[str, Any], machine: dict[str, Any], config: UniterConfig, workers: Workers
+        self,
+        options: TrainOptions,
+        recipe: dict[str, Any],
+        machine: dict[str, Any],
+        config: UniterConfig,
+        group: ProcessGroup,
     ) -> None:
-        self._state: dict[str, Any] | None = None
-        self.writes = workers.first
-        if not self.writes:
-            return
+        self.options, self.recipe, self.machine, self.group = options, recipe, machine, group
         self.path = Path(options.output_dir)
-        self.keep = options.keep_checkpoints
-        self.recipe, self.machine = recipe, machine
-        self.best_weights: dict[str, Tensor] = {}
+        self.progress = Progress()
+        self._state: dict[str, Any] | None = None
+        self._bar: Any = None
+        if not group.is_main:
+            return
+        self._best_weights: dict[str, Tensor] = {}
         self._saved = Progress()  # in the newest state
-        source = self._source(options.resume)
+        source = self._state_to_resume(options.resume)
         if source is not None:
             try:
                 self._state = state = self._read(source)
             except InputError as error:
                 older = self._states()[:-1] if options.resume == LATEST else []
-                hint = f"; without that file --resume goes on from {older[-1].name}" if older else ""
+                hint = f"; remove that file to resume from {older[-1].name}" if older else ""
                 raise InputError(f"{error}{hint}") from error
-            self._saved, self.best_weights = Progress(**state["progress"]), state["best_weights"]
-        if not (options.resume and self._is_of_a_run()):
+            self._saved, self._best_weights = Progress(**state["progress"]), state["best_weights"]
+        if not (options.resume and (self.path / "log").is_dir()):
             new_folder(self.path)
         self.log = RunLog(make_folder(self.path / "log"), self._saved.updates)
         for name in ("log", "ckpt"):
             remove_leftovers(make_folder(self.path / name))
-        # Without "resume", since a run that takes these options as its --config is another one.
+        # Without "resume": a run that reads these options as its --config is a new one.
         save_json(self.path / "log/hps.json", options.to_dict() | {"resume": None})
         save_json(self.path / "log/model.json", config.to_dict())
         save_git_state(self.path / "log")
         if source is None:
             return
-        LOGGER.info("going on from %s", source)
+        LOGGER.info("resuming from %s", source)
         for name, now in machine.items():
             if (before := state["machine"].get(name)) != now:
-                LOGGER.warning("%s: was %s, is %s: the result will not be that of an uninterrupted run", name, before, now)
+                LOGGER.warning("%s: was %s, is %s: the result may differ in its last digits", name, before, now)
         # A kill may have come between the state and these.
         save_checkpoint(self.path / "ckpt/model_last.pt", state["model"])
-        if self.best_weights:
-            save_checkpoint(self.path / "ckpt/model_best.pt", self.best_weights)
+        if self._best_weights:
+            save_checkpoint(self.path / "ckpt/model_best.pt", self._best_weights)
 
-    def take_state(self) -> dict[str, Any] | None:
-        """The training state to go on from, {"progress", "model", "optimiser", "scaler"}, handed over; None in a new run."""
-        state, self._state = self._state, None
-        return None if state is None else {part: state[part] for part in OF_TRAINER | {"progress"}}
+    def restore(self, trainer: Trainer) -> None:
+        """Restore the state to resume from, if any, on every rank, and start the progress bar. Collective."""
+        parts = ("model", "optimiser", "scaler", "progress")
+        state = self.group.share(self._state and {part: self._state[part] for part in parts})
+        self._state = None
+        if state is not None:
+            trainer.restore(state)
+            self.progress = Progress(**state["progress"])
+        steps, done = self.options.num_train_steps, self.progress.updates
+        self._bar = progress_bar(self.group.is_main, total=steps, initial=done, desc="training")
 
-    def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Write the training state, ``state`` being the trainer's, and drop older ones than the options keep.
+    def finished(self) -> bool:
+        """Whether only the final evaluation is left."""
+        return self.progress.updates == self.options.num_train_steps == self.progress.validated
 
-        Raises:
-            InputError: the disk refuses, or a number is not finite; older states are still there.
-        """
-        if not self.writes or progress == self._saved:
-            return
-        path = self._path_of(progress.updates)
-        more = {"progress": dataclasses.asdict(progress), "best_weights": self.best_weights}
-        try:
-            save_tensors(path, {**state, **more, "recipe": self.recipe, "machine": self.machine})
-        except InputError as error:
-            states = self._states()
-            rest = f"{states[-1]} is whole, --resume goes on from it" if states else "there is no older one"
-            raise InputError(f"{error}; {rest}") from error
-        self._saved = dataclasses.replace(progress)
-        for old in self._states()[: -self.keep]:
-            if old != self._path_of(progress.best_update):
-                old.unlink()
+    def validation_due(self) -> bool:
+        """Whether to validate before the next update."""
+        updates, options = self.progress.updates, self.options
+        return updates > self.progress.validated and (updates == options.num_train_steps or updates % options.valid_steps == 0)
 
-    def save_weights(self, name: str, model: RetrievalModel) -> None:
-        """Write ``ckpt/model_{name}.pt``."""
-        if self.writes:
-            save_checkpoint(self.path / f"ckpt/model_{name}.pt", model.state_dict())
+    def save_due(self) -> bool:
+        """Whether to save now: every ``save_steps`` updates, before a validation, which may take long, and after it."""
+        updates = self.progress.updates
+        return updates % self.options.save_steps == 0 or self.validation_due() or self.progress.validated == updates
 
-    def save_best(self, model: RetrievalModel) -> None:
-        """Keep these weights as the best so far, and write them."""
-        if self.writes:
-            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-            save_checkpoint(self.path / "ckpt/model_best.pt", self.best_weights)
+    def record_update(self, terms: UpdateTerms) -> None:
+        """Count an update, and log its scalars."""
+        self.progress.updates += 1
+        self.progress.skipped += terms.skipped
+        scalars = terms.scalars | ({"skipped": self.progress.skipped} if self.progress.skipped else {})
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in scalars.items()}, refresh=False)
+        self._bar.update()
+        self._log("train", scalars)
 
-    def load_best(self, model: RetrievalModel) -> None:
-        """Put the best weights into ``model``."""
-        if self.writes:
-            model.load_state_dict(self.best_weights)
+    def record_validation(self, recalls: dict[str, float], model: RetrievalModel) -> None:
+        """Log a validation, and keep the weights if it is the best so far by mean recall."""
+        self.progress.validated = self.progress.updates
+        if not self.progress.best or recalls["r_mean"] > self.progress.best["r_mean"]:
+            self.progress.best_update, self.progress.best = self.progress.updates, recalls
+            if self.group.is_main:
+                self._best_weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+                save_checkpoint(self.path / "ckpt/model_best.pt", self._best_weights)
+        self._log("val", recalls)
+        if self.finished():
+            self._bar.close()
+        percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in recalls.items())
+        LOGGER.info("after %d updates, validation: %s", self.progress.updates, percent)
 
-    def save_results(self, results: Mapping[str, Any]) -> None:
-        """Write ``log/results.json``."""
-        if self.writes:
+    def record_test(self, recalls: dict[str, float] | None) -> None:
+        """Log the test recalls of the best checkpoint, if there are any, and write ``log/results.json``."""
+        results = {"best_update": self.progress.best_update, "validation": self.progress.best}
+        if recalls is not None:
+            self._log("test", recalls)
+            results["test"] = recalls
+        if self.group.is_main:
             save_json(self.path / "log/results.json", results)
 
-    def scalars(self, kind: str, values: Mapping[str, float], updates: int) -> None:
-        """Record ``values`` for TensorBoard, under ``kind/``."""
-        if self.writes:
-            self.log.scalars({f"{kind}/{name}": value for name, value in values.items()}, updates)
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the training state, ``state`` being the trainer's, and delete older ones beyond ``keep_checkpoints``.
+
+        Raises:
+            InputError: the disk refuses, or a number is not finite; older states are kept.
+        """
+        progress = self.progress
+        if not self.group.is_main or progress == self._saved:
+            return
+        more = {"progress": dataclasses.asdict(progress), "best_weights": self._best_weights}
+        try:
+            save_tensors(self._state_path(progress.updates), {**state, **more, "recipe": self.recipe, "machine": self.machine})
+        except InputError as error:
+            states = self._states()
+            rest = f"--resume continues from {states[-1]}" if states else "no older state exists"
+            raise InputError(f"{error}; {rest}") from error
+        self._saved = dataclasses.replace(progress)
+        for old in self._states()[: -self.options.keep_checkpoints]:
+            if old != self._state_path(progress.best_update):
+                old.unlink()
+        if self.validation_due():
+            save_checkpoint(self.path / "ckpt/model_last.pt", state["model"])
+
+    def load_best(self, model: RetrievalModel) -> None:
+        """Load the best weights into ``model`` on every rank. Collective."""
+        if self.group.is_main:
+            model.load_state_dict(self._best_weights)
+        self.group.broadcast(model.state_dict().values())
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.writes:
+        if self._bar is not None:
+            self._bar.close()
+        if self.group.is_main:
             self.log.__exit__(kind, error, trace)
 
-    def _path_of(self, updates: int) -> Path:
+    def _log(self, kind: str, values: Mapping[str, float]) -> None:
+        if self.group.is_main:
+            self.log.scalars({f"{kind}/{name}": value for name, value in values.items()}, self.progress.updates)
+
+    def _state_path(self, updates: int) -> Path:
         return self.path / f"ckpt/state-{updates}.pt"
 
     def _states(self) -> list[Path]:
         """The training states, oldest first."""
-        found = (re.fullmatch(r"state-(\d+)\.pt", path.name) for path in self.path.glob("ckpt/state-*.pt"))
-        return [self._path_of(number) for number in sorted(int(match[1]) for match in found if match)]
+        matches = (re.fullmatch(r"state-(\d+)\.pt", path.name) for path in self.path.glob("ckpt/state-*.pt"))
+        return [self._state_path(number) for number in sorted(int(match[1]) for match in matches if match)]
 
-    def _is_of_a_run(self) -> bool:
-        return (self.path / "log").is_dir()
-
-    def _source(self, resume: str | None) -> Path | None:
-        """The state to go on from, if any."""
+    def _state_to_resume(self, resume: str | None) -> Path | None:
         states = self._states()
         if resume is None:
             if states:
                 raise InputError(
-                    f"output_dir {self.path}: holds a run with {states[-1].name}, expected a new or empty folder, "
-                    "or --resume to go on with it"
+                    f"output_dir {self.path}: already holds a run ({states[-1].name}); choose a new or empty folder, or add "
+                    "--resume to continue it"
                 )
             return None
         if resume == LATEST:
             if not states:
-                LOGGER.warning("%s: no training state to resume from, so this run starts from the beginning", self.path)
+                LOGGER.warning("%s: no training state to resume from; starting from the beginning", self.path)
             return states[-1] if states else None
-        source = Path(resume)
-        if states and source.resolve() != states[-1].resolve():
+        if states and Path(resume).resolve() != states[-1].resolve():
             raise InputError(
-                f"output_dir {self.path}: holds another state, {states[-1].name}, expected a new or empty folder "
-                f"to go on from {source}"
+                f"output_dir {self.path}: already holds another state ({states[-1].name}); choose a new or empty folder to "
+                f"resume from {resume}"
             )
-        return source
+        return Path(resume)
 
     def _read(self, source: Path) -> dict[str, Any]:
-        """A training state, which has to be one of this very run."""
+        """A training state, which has to belong to this very run."""
         state = load_tensors(source)
-        if not isinstance(state, dict) or state.keys() != PARTS:
-            raise InputError(f"{source}: not a training state, expected a ckpt/state-N.pt of a run")
-        _check_recipe(source, state["recipe"], self.recipe)
+        if not isinstance(state, dict) or state.keys() != STATE_PARTS:
+            raise InputError(f"{source}: not a training state; expected a run's ckpt/state-N.pt")
+        changed = []
+        for name in sorted(state["recipe"].keys() | self.recipe.keys()):
+            before, now = state["recipe"].get(name), self.recipe.get(name)
+            if before != now:
+                is_contents = isinstance(before, list | dict) or isinstance(now, list | dict)
+                changed.append(f"the contents of {name}" if is_contents else f"{name} (was {before}, is {now})")
+        if changed:
+            raise InputError(
+                f"{source}: cannot be resumed with other options, as the result depends on {', '.join(changed)}; restore them "
+                "or start a new run in another output_dir"
+            )
         return state
 
 
 def recipe_of(
-    options: TrainOptions, training: Sequence[PairSource], val: PairSource, config: UniterConfig, compute: Compute
+    options: TrainOptions,
+    training: Sequence[RetrievalSplit],
+    val: RetrievalSplit,
+    config: UniterConfig,
+    compute: ComputeSettings,
 ) -> dict[str, Any]:
-    """What the result of a training depends on: the options that are not free, and what the free ones among them stand for."""
-    recipe = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if not field.metadata["free"]}
-    data = [source.fingerprint() for source in training]
-    recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in data] for kind in ("txt_db", "img_db")}
+    """What the result of a training depends on: options that affect it, and the contents of the files that others name."""
+    names = [option.name for option in dataclasses.fields(options) if option.metadata["affects_result"]]
+    recipe = {name: getattr(options, name) for name in names}
+    fingerprints = [split.fingerprint() for split in training]
+    recipe |= {f"train_{kind}s": [fingerprint[kind] for fingerprint in fingerprints] for kind in ("txt_db", "img_db")}
     recipe |= {f"val_{kind}": [value] for kind, value in val.fingerprint().items()}
     recipe["neighbours"] = sha256(options.neighbours) if options.neighbours else None
     precisions = {"precision": compute.precision.name}
     if options.mining == "hard":
         precisions["mining_precision"] = compute.for_mining().precision.name
     return recipe | {"model_config": config.to_dict(), **precisions}
-
-
-def _check_recipe(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` that names what would change the result of the run whose state this is."""
-    changed = []
-    for name in sorted(saved.keys() | now.keys()):
-        before, after = saved.get(name), now.get(name)
-        if before != after:
-            held = isinstance(before, list | dict) or isinstance(after, list | dict)
-            changed.append(f"what {name} names" if held else f"{name} (was {before}, is {after})")
-    if changed:
-        raise InputError(f"{path}: of a run with other options: {', '.join(changed)}; the result depends on them")

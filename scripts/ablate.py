@@ -3,7 +3,7 @@
 
 python scripts/ablate.py GRID.json --output DIR
 
-A second call goes on where an interrupted one stopped, and runs what was added to the grid (docs/ablations.md).
+A second call goes on where an interrupted one stopped, and runs what was added to the grid (docs/training.md).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.drawing import save_figure
-from scripts.ablation.grid import Grid, Run, planned
-from scripts.ablation.plot import figure_of
-from scripts.ablation.table import Values, as_csv, as_json, as_markdown, rows_of
-from scripts.ablation.work import finished, is_done, measured
-from scripts.parallel import cores
+from evaluation.ablation.grid import Grid, Run, planned
+from evaluation.ablation.plot import figure_of
+from evaluation.ablation.table import Values, as_csv, as_json, as_markdown, rows_of
+from evaluation.ablation.work import finished, is_done, measured
+from evaluation.plots.drawing import save_figure
 from utils.errors import InputError, one_line_errors
-from utils.files import make_folder, replacing, save_json
+from utils.files import atomic_file, make_folder, save_json
 from utils.options import read_json_as
-from utils.stop import Stop
+from utils.parallel import cores
+from utils.signals import Stop
 
 
 @one_line_errors
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/ablations.md)")
+    parser.add_argument("grid", metavar="GRID.json", help="what to run (docs/training.md)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the runs and the tables")
     parser.add_argument("--jobs", type=int, default=cores(), help="runs at a time, with a thread each (%(default)s)")
     options = parser.parse_args(arguments)
@@ -67,7 +67,7 @@ def write(runs: Sequence[Run], values: Values, failures: Mapping[Run, str], outp
     text = as_markdown(runs, rows, values, failures)
     save_json(output / "ablation.json", as_json(runs, rows, values, failures))
     for name, contents in (("ablation.md", text), ("ablation.csv", as_csv(runs, values))):
-        with replacing(output / name) as file:
+        with atomic_file(output / name) as file:
             file.write(contents.encode())
     if values:
         save_figure(figure_of(runs, rows, values), output / "ablation.png")

@@ -21,17 +21,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.boxes import Layout
-from data.image_db import ImageDatabaseWriter, pack_image
-from data.store import check_name
-from scripts.parallel import add_nproc, in_order
-from scripts.regions import folder, tsv
-from scripts.regions.names import Naming, naming
-from scripts.regions.source import Source
+from data.boxes import BoxRule, Layout
+from data.image_db import ImageDatabaseWriter, encode_image
+from data.lmdb_store import check_name
+from data.sources import region_files, region_tsv
+from data.sources.region_names import Naming, naming
+from data.sources.region_source import Source
 from utils.errors import InputError, one_line_errors
-from utils.files import shown
+from utils.files import short_repr
+from utils.parallel import add_nproc, in_order
 from utils.provenance import made_by
-from utils.stop import Stop
+from utils.signals import Stop
 
 OTHER_DETECTOR = "warning: UNITER's weights were trained on other features than {}'s; expect to train from these anew"
 
@@ -54,7 +54,7 @@ def pack(layout: Layout, named: tuple[str, Source]) -> Packed:
     try:
         check_name(name)
         arrays = source.load()
-        record, boxes = pack_image(**arrays, rule=layout.rule, compressed=layout.compressed)
+        record, boxes = encode_image(**arrays, rule=layout.rule, compressed=layout.compressed)
         return Packed(name, source.place, record, boxes, arrays["features"].shape[1])
     except (ValueError, OSError) as error:
         return Packed(name, source.place, error=str(error))
@@ -92,21 +92,21 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 def open_sources(options: argparse.Namespace) -> tuple[Iterable[Source], int | None]:
     """The images to convert, and how many where that is known. Raises ``InputError``."""
-    tables = [(path, tsv.kind_of(path)) for path in options.tsv or ()]
-    vinvl = any(tsv.is_vinvl(kind) for _, kind in tables)
+    tables = [(path, region_tsv.kind_of(path)) for path in options.tsv or ()]
+    vinvl = any(region_tsv.is_vinvl(kind) for _, kind in tables)
     if vinvl != (options.sizes is not None):
         raise InputError("--sizes: VinVL's hw.tsv, needed for its rows, whose boxes are in pixels, and for no others")
     if options.img_dir is not None:
-        images = folder.sources_of(options.img_dir)
-        if folder.is_mmf(images):
+        images = region_files.sources_of(options.img_dir)
+        if region_files.is_mmf(images):
             print(OTHER_DETECTOR.format("MMF"), file=sys.stderr)
         return images, len(images)
-    if options.keep_all and not all(tsv.has_confidences(kind) for _, kind in tables):
+    if options.keep_all and not all(region_tsv.has_confidences(kind) for _, kind in tables):
         raise InputError("--keep_all: bottom-up-attention's TSV has no confidences to filter by when the database is read")
     if vinvl:
         print(OTHER_DETECTOR.format("VinVL"), file=sys.stderr)
-    sizes = tsv.read_sizes(options.sizes) if options.sizes else {}
-    return chain.from_iterable(tsv.sources_of(path, kind, sizes) for path, kind in tables), None
+    sizes = region_tsv.read_sizes(options.sizes) if options.sizes else {}
+    return chain.from_iterable(region_tsv.sources_of(path, kind, sizes) for path, kind in tables), None
 
 
 @one_line_errors
@@ -118,12 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
     failures: list[tuple[str, str]] = []
     writer = ImageDatabaseWriter(
         options.output,
-        conf_th=options.conf_th,
-        max_bb=options.max_bb,
-        min_bb=options.min_bb,
-        num_bb=options.num_bb,
+        None if options.keep_all else BoxRule(options.conf_th, options.max_bb, options.min_bb, options.num_bb),
         compressed=options.compress,
-        keep_all=options.keep_all,
     )
     images = boxes = width = 0
     try:
@@ -134,11 +130,11 @@ def main(arguments: list[str] | None = None) -> None:
                 if packed.error:
                     failures.append((packed.place, packed.error))
                 elif packed.name in database:
-                    failures.append((packed.place, f"image {shown(packed.name)} is there already, the first one is kept"))
+                    failures.append((packed.place, f"image {short_repr(packed.name)} is there already, the first one is kept"))
                 elif packed.width != width:
                     failures.append((packed.place, f"features have {packed.width} numbers, those before {width}"))
                 else:
-                    database.put_packed(packed.name, packed.record, packed.boxes)
+                    database.put_encoded(packed.name, packed.record, packed.boxes)
                     images, boxes = images + 1, boxes + packed.boxes
             if not images:
                 raise InputError(f"{database.lmdb_path}: not made, no image can be used")

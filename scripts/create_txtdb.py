@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.text_db import TextDatabaseWriter, pack_text
+from data.sources.captions import Caption, captions_of, read_annotations
+from data.text_db import TextDatabaseWriter, encode_text
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
-from scripts.annotations import Caption, captions_of, read_annotations
-from scripts.parallel import add_nproc, in_order
 from utils.errors import one_line_errors
+from utils.parallel import add_nproc, in_order
 from utils.provenance import made_by
-from utils.stop import Stop
+from utils.signals import Stop
 
 CHUNK = 2000  # captions given to a worker at a time
 PER_WORKER = 15_000  # captions that are done in the time in which another worker starts
@@ -50,7 +50,7 @@ def pack(vocab: Path | None, captions: list[Caption]) -> list[tuple[str, str, by
     packed = []
     for caption in captions:
         ids = tokenizer.encode(caption.raw)
-        record = pack_text(
+        record = encode_text(
             ids,
             caption.image,
             raw=caption.raw,
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = in_order(partial(pack, options.vocab), chunks, nproc)
         packed = chain.from_iterable(results)
         for caption in tqdm(packed, total=len(captions), desc=options.output.name, unit=" captions", disable=None):
-            database.put_packed(*caption)
+            database.put_encoded(*caption)
     images = {caption.image for caption in captions}
     print(f"{options.output}: {len(captions):,} texts of {len(images):,} images")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.sources.download import DATASETS, ORIGINAL, download
 from utils.errors import InputError, one_line_errors, print_error
-from utils.stop import Stop
+from utils.signals import Stop
 
 
 def mirror_url(text: str) -> str:
@@ -26,7 +25,7 @@ def mirror_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError(f"{text!r} is not an address that begins with http:// or https://")
-    return text
+    return text.rstrip("/")
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -44,26 +43,26 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: expected at least 1")
-    if options.mirror is None and options.folder is None:
-        options.mirror = ORIGINAL
     return options
+
+
+def report(outcome: str | InputError) -> None:
+    """Print what was done, or why not."""
+    if isinstance(outcome, InputError):
+        print_error(outcome)
+    else:
+        print(outcome, flush=True)
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Complete what is missing; exit with code 2 if some of it could not be had."""
+    """Complete what is missing."""
     options = parse_options(arguments)
-    failed = False
-    outcomes = download(options.storage, DATASETS[options.dataset], options.mirror, options.folder, options.jobs)
-    with Stop(), closing(outcomes):
-        for outcome in outcomes:
-            if isinstance(outcome, InputError):
-                print_error(outcome)
-                failed = True
-            else:
-                print(outcome, flush=True)
-    if failed:
-        sys.exit(2)
+    if options.mirror is None and options.folder is None:
+        options.mirror = ORIGINAL
+    paths = DATASETS[options.dataset]
+    with Stop():
+        download(options.storage, paths, options.mirror, options.folder, options.jobs, report)
 
 
 if __name__ == "__main__":

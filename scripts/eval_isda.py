@@ -4,7 +4,7 @@
 python scripts/eval_isda.py --entities DIR --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR [--txt_db DB]
 
 DIR is in the format of Flickr30k Entities, --txt_db restricts it to one split. Without --entities it is ISD, which needs no
-annotation, of every text of --txt_db and its image. docs/isda.md says what is computed.
+annotation, of every text of --txt_db and its image. docs/evaluation.md says what is computed.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from data.entities import picture_names, read_annotated
 from data.image_db import ImageDatabase
 from data.picture_names import feature_name, picture_stem, trailing_number
-from data.tasks import PairSource
+from data.sources.entities import picture_names, read_annotated
+from data.split import RetrievalSplit
 from data.text_db import TextDatabase
-from evaluation.drawing import save_figure
 from evaluation.isda import Case, Tally, annotated_cases, measure, measure_isd, summary, table
-from evaluation.isda_plot import isda_figure
+from evaluation.options import FROM_TRAINING, RetrieverOptions
+from evaluation.plots.drawing import save_figure
+from evaluation.plots.isda_plot import isda_figure
 from evaluation.retriever import Retriever
 from utils.errors import InputError, one_line_errors
-from utils.files import output_folder, save_json, shown
-from utils.logger import log_to_screen, progress_bar
-from utils.options import option, parse_options
-from utils.run_options import FROM_TRAINING, RetrieverOptions, require
+from utils.files import output_folder, save_json, short_repr
+from utils.logging import log_to_screen, progress_bar
+from utils.options import option, parse_options, require
 
 LOGGER = logging.getLogger("isda")
 
@@ -70,11 +70,19 @@ def main(argv: Sequence[str]) -> None:
         layers = retriever.config.layer_numbers(options.layers, "layers")
         pairs: AnnotatedPairs | DatabasePairs
         if options.entities:
-            image_db = stack.enter_context(closing(ImageDatabase(options.img_db, **options.image_settings())))
+            image_db = stack.enter_context(
+                closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db))
+            )
             names = names_of_texts(options.txt_db) if options.txt_db else None
             pairs = AnnotatedPairs(Path(options.entities), image_db, names, retriever)
         else:
-            source = PairSource(options.txt_db or "", options.img_db, retriever.config, options.image_settings())
+            source = RetrievalSplit(
+                options.txt_db or "",
+                options.img_db,
+                retriever.config.input_limits,
+                options.box_rule,
+                compressed=options.compressed_db,
+            )
             image_db = stack.enter_context(source).image_db
             pairs = DatabasePairs(source)
         output = stack.enter_context(output_folder(options.output_dir))
@@ -112,7 +120,9 @@ class AnnotatedPairs:
             if found is None:
                 self.tally.images["not_in_img_db" if asked else "not_in_txt_db"] += 1
             elif (other := self.picture_of.setdefault(found, picture)) != picture:
-                raise InputError(f"{folder}: {shown(other)} and {shown(picture)} would both be image {shown(found)}")
+                raise InputError(
+                    f"{folder}: {short_repr(other)} and {short_repr(picture)} would both be image {short_repr(found)}"
+                )
         if wanted is not None:
             self.tally.images["no_annotation"] = len(set(wanted).difference(*named.values()))
 
@@ -132,7 +142,7 @@ class AnnotatedPairs:
 class DatabasePairs:
     """The texts of a database, each with its image, image by image."""
 
-    def __init__(self, source: PairSource) -> None:
+    def __init__(self, source: RetrievalSplit) -> None:
         self.source = source
 
     def __iter__(self) -> Iterator[Case]:

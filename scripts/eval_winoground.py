@@ -22,13 +22,13 @@ import numpy as np
 from data.batch import check_length
 from data.image_db import ImageDatabase
 from data.picture_names import feature_name
+from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.retriever import Retriever
 from evaluation.winoground import Example, outcomes, read_examples, score_examples, summary, table
 from utils.errors import InputError, one_line_errors
-from utils.files import output_folder, replacing, save_json, sha256
-from utils.logger import log_to_screen
-from utils.options import option, parse_options
-from utils.run_options import FROM_TRAINING, RetrieverOptions, check_at_least, require
+from utils.files import atomic_file, output_folder, save_json, sha256
+from utils.logging import log_to_screen
+from utils.options import check_at_least, option, parse_options, require
 
 LOGGER = logging.getLogger("winoground")
 
@@ -57,7 +57,9 @@ def main(argv: Sequence[str]) -> None:
     path = Path(options.examples)
     by_line = read_examples(path)
     with ExitStack() as stack:
-        image_db = stack.enter_context(closing(ImageDatabase(options.img_db, **options.image_settings())))
+        image_db = stack.enter_context(
+            closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db))
+        )
         record_of = records_of(path, by_line, image_db)
         retriever = Retriever.from_options(options, options.batch_size)
         check_captions(path, by_line, retriever)
@@ -112,7 +114,7 @@ def check_captions(path: Path, by_line: dict[int, Example], retriever: Retriever
             if not length:
                 raise InputError(f"{path}: line {line}: {name} has no word pieces")
             try:
-                check_length(name, length, retriever.config)
+                check_length(name, length, retriever.config.input_limits)
             except InputError as error:
                 raise InputError(f"{path}: line {line}: {error}") from error
 
@@ -120,7 +122,7 @@ def check_captions(path: Path, by_line: dict[int, Example], retriever: Retriever
 def save_scores(path: Path, examples: Sequence[Example], scores: np.ndarray) -> None:
     """Write one line for each example: its id, its scores, caption by image, and in which ways it is right."""
     right = outcomes(scores)
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         for number, (example, table_of) in enumerate(zip(examples, scores.tolist(), strict=True)):
             found = {name: bool(values[number]) for name, values in right.items()}
             file.write((json.dumps({"id": example.id, "scores": table_of, **found}) + "\n").encode())

@@ -17,16 +17,16 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from scripts.inspection.folders import is_text_database, lmdb_folders
-from scripts.inspection.images import inspect_images
-from scripts.inspection.pairs import compare
-from scripts.inspection.reading import Reading
-from scripts.inspection.report import Report
-from scripts.inspection.screen import Screen, draw, draw_faults
-from scripts.inspection.texts import inspect_texts
-from scripts.parallel import add_nproc
+from data.inspection.folders import is_text_database, lmdb_folders
+from data.inspection.images import inspect_images
+from data.inspection.pairs import compare
+from data.inspection.reading import Reading
+from data.inspection.report import Report
+from data.inspection.screen import Screen, draw, draw_faults
+from data.inspection.texts import inspect_texts
 from utils.errors import InputError, one_line_errors
-from utils.files import replacing
+from utils.files import atomic_file
+from utils.parallel import add_nproc
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -76,7 +76,7 @@ def inspect(texts: list[Path], images: list[Path], reading: Reading) -> Iterator
 def plotter() -> Callable[[list[Report], IO[bytes]], None]:
     """``save_plot``, whose import takes a second; ``InputError`` without matplotlib."""
     try:
-        from scripts.inspection.plot import save_plot
+        from data.inspection.plot import save_plot
     except ImportError as error:
         raise InputError(f"--plot: matplotlib cannot be imported ({error}); install it") from error
     return save_plot
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     reading = Reading(options.sample, options.nproc)
     screen = Screen.of(sys.stdout)
     # Opened first: hours of reading should not end in a plot that cannot be written.
-    with replacing(options.plot) if options.plot else nullcontext() as file:
+    with atomic_file(options.plot) if options.plot else nullcontext() as file:
         reports = []
         for report in inspect(texts, images, reading):
             print("\n".join(draw(report, screen)), flush=True)

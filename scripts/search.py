@@ -20,11 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.image_db import ImageDatabase
+from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.retriever import Ranked, Retriever
 from utils.errors import InputError, one_line_errors
-from utils.logger import log_to_screen
-from utils.options import option, parse_options
-from utils.run_options import FROM_TRAINING, RetrieverOptions, check_at_least
+from utils.logging import log_to_screen
+from utils.options import check_at_least, option, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     captions = words[1:] or _lines(sys.stdin.buffer.read())
     if not captions:
         raise InputError("standard input has no caption, expected one a line")
-    with closing(ImageDatabase(words[0], **options.image_settings())) as image_db:
+    with closing(ImageDatabase(words[0], options.box_rule, compressed=options.compressed_db)) as image_db:
         retriever = Retriever.from_options(options)
         found = retriever.rank_each(captions, image_db, options.top)
     print("\n".join(map(as_json, captions, found)) if options.json else "\n\n".join(map(as_table, captions, found)))

@@ -5,7 +5,7 @@
         --text_id 7 --images PICTURES --output pair.png
     python scripts/visualize.py run A B --output curves.png
 
-Each has its own --help; docs/pictures.md says what is in the pictures.
+Each has its own --help; docs/evaluation.md says what is in the pictures.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data.boxes import ImageOptions
 from data.image_db import Image, ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase
 from data.tokenizer import joined
-from evaluation.curves import curves_figure
-from evaluation.drawing import check_format, save_figure
-from evaluation.pictures import VIEWS, pair_figure
-from evaluation.regions import read_picture
+from evaluation.options import FROM_TRAINING
+from evaluation.plots.curves import curves_figure
+from evaluation.plots.drawing import check_format, save_figure
+from evaluation.plots.pictures import VIEWS, pair_figure
+from evaluation.plots.regions import read_picture
 from evaluation.retriever import Attention, Retriever
 from utils.errors import InputError, nearest, one_line_errors
-from utils.options import option, parse_options
-from utils.run_log import read_scalars
-from utils.run_options import FROM_TRAINING, ImageOptions, check_at_least, check_sizes, require
+from utils.logging import read_scalars
+from utils.options import check_at_least, check_sizes, option, parse_options, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def draw_pair(arguments: Sequence[str]) -> None:
         with closing(TextDatabase(options.txt_db)) as text_db:
             text = text_db[options.text_id]
     name = options.image or (text.image if isinstance(text, Text) else "")
-    with closing(ImageDatabase(options.img_db, **options.image_settings())) as image_db:
+    with closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)) as image_db:
         image = image_db[name]
     file = find_pictures(Path(options.images), [name])[name] if options.images else options.picture
     picture = read_picture(file) if file else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import pytest
 import torch
 
 from data.loader import Loader
-from data.tasks import PairSource
+from data.split import RetrievalSplit
 from model.checkpoint import load_checkpoint
+from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.packing import ChunkSize
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
 from utils.precision import Precision
+
+# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = torch.device("cpu")
 
@@ -41,8 +45,8 @@ class Golden:
         assert load_checkpoint(model, self.folder / "model.pt").head == "rank_output"
         return model
 
-    def source(self, max_txt_len: int = -1) -> PairSource:
-        return PairSource(str(self.text_db), str(self.image_db), self.config, {}, max_txt_len)
+    def source(self, max_txt_len: int = -1) -> RetrievalSplit:
+        return RetrievalSplit(str(self.text_db), str(self.image_db), self.config.input_limits, max_txt_len=max_txt_len)
 
     def halves(self) -> list[str]:
         """The prefixes of the stored halves, such as ``V_singular_0``."""
@@ -77,9 +81,9 @@ def few_texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def compute() -> Compute:
+def compute() -> ComputeSettings:
     """The reference arithmetic, fp32 on the CPU."""
-    return Compute(Precision("fp32", CPU), ChunkSize())
+    return ComputeSettings(Precision("fp32", CPU), ChunkSize())
 
 
 @pytest.fixture

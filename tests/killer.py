@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch._dynamo  # noqa: F401 - else the first update of each run would import it
 
-import evaluation.score
+import evaluation.scoring
 import optim.run_folder
 import train_itm_hard_negatives
 import utils.files
-import utils.save
+import utils.tensors
 from optim.trainer import Trainer
 
 RANDOM_KILLS = 7, 7  # of two chains
@@ -64,12 +64,12 @@ def of_checkpoints(folder: Path) -> bool:
 
 MOMENTS = {
     "before anything is saved": at_call(optim.run_folder, "save_tensors", 1),
-    "in the midst of writing a checkpoint": at_call(utils.save._Stream, "write", 30),
+    "in the midst of writing a checkpoint": at_call(utils.tensors._Stream, "write", 30),
     "a checkpoint written, not yet named": at_call(os, "replace", 2, of_state),
     "a checkpoint named, the folder not yet synchronised": at_call(utils.files, "sync_folder", 2, of_checkpoints),
     "before an old checkpoint is removed": at_call(Path, "unlink", 1, of_state),
-    "in the midst of a validation": at_call(evaluation.score, "_score_block", 5),
-    "in the midst of the next one": at_call(evaluation.score, "_score_block", 18),
+    "in the midst of a validation": at_call(evaluation.scoring, "_score_block", 5),
+    "in the midst of the next one": at_call(evaluation.scoring, "_score_block", 18),
 }
 
 

@@ -1,4 +1,4 @@
-"""The method once more, straight from its equations: one pair at a time, loops, double precision, nothing shared."""
+"""A naive twin of the method, straight from its equations: one pair at a time, loops, double precision."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ def symmetric(ours: Tensor, theirs: Tensor, epsilon: float = 0.0) -> float:
     return sum(kl(a, b, epsilon) + kl(b, a, epsilon) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 
 
-def singular(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
-    nearest = [int(row.argmax()) for row in across]
+def singular(intra: Tensor, cross: Tensor, cross_back: Tensor, other: Tensor) -> float:
+    nearest = [int(row.argmax()) for row in cross]
     chosen = [torch.tensor([float(other[i, j]) for j in nearest], dtype=torch.float64) for i in nearest]
-    return symmetric(torch.stack([softmax(row) for row in chosen]), own)
+    return symmetric(torch.stack([softmax(row) for row in chosen]), intra)
 
 
-def distributed(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
-    return symmetric(across @ back, own, epsilon=1e-6)
+def distributed(intra: Tensor, cross: Tensor, cross_back: Tensor, other: Tensor) -> float:
+    return symmetric(cross @ cross_back, intra, epsilon=1e-6)
 
 
-def cacr(own: Tensor, across: Tensor, back: Tensor, other: Tensor) -> float:
-    congruent = torch.einsum("ia,ab,jb->ij", across, other, across)
-    return symmetric(torch.stack([softmax(row) for row in own]), torch.stack([softmax(row) for row in congruent]))
+def cacr(intra: Tensor, cross: Tensor, cross_back: Tensor, other: Tensor) -> float:
+    congruent = torch.einsum("ia,ab,jb->ij", cross, other, cross)
+    return symmetric(torch.stack([softmax(row) for row in intra]), torch.stack([softmax(row) for row in congruent]))
 
 
 ALIGNMENTS = {"singular": singular, "distributed": distributed, "cacr": cacr}
@@ -121,5 +121,5 @@ ALIGNMENTS = {"singular": singular, "distributed": distributed, "cacr": cacr}
 def alignment(kind: str, maps: list[Tensor], text_length: int, modality: str) -> float:
     """The alignment loss of one pair in one layer."""
     cut = blocks(maps, text_length)
-    me, other = ("L", "V") if modality == "L" else ("V", "L")
-    return ALIGNMENTS[kind](cut[me + me], cut[me + other], cut[other + me], cut[other + other])
+    own, other = ("L", "V") if modality == "L" else ("V", "L")
+    return ALIGNMENTS[kind](cut[own + own], cut[own + other], cut[other + own], cut[other + other])

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).parent.parent
+PINS = {canonicalize_name(k): v for k, v in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)", (ROOT / "constraints.txt").read_text())}
+PIP = metadata.distribution("pip")
 SETTINGS = {
     "CUDA_VISIBLE_DEVICES", "IAIS_IMAGE", "IAIS_BUTD_IMAGE", "PIP_CONSTRAINT", "CXX", "HOROVOD_CUDA_HOME", "HOROVOD_NCCL_HOME",
     "BASH_ENV",
@@ -40,6 +48,21 @@ def says(done: subprocess.CompletedProcess[str], code: int, message: str) -> Non
     assert done.stdout == ""
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def path_without(folder: Path, path: str, *names: str) -> str:
+    """Fill a folder with links to all programs in a PATH except those with these names; return it."""
+    folder.mkdir()
+    for program in (file for source in map(Path, path.split(":")) if source.is_dir() for file in source.iterdir()):
+        if not any(fnmatch.fnmatch(program.name, name) for name in names) and not (folder / program.name).is_symlink():
+            (folder / program.name).symlink_to(program)
+    return str(folder)
+
+
+def copy_pip(folder: Path) -> None:
+    """Install the tests' own pip."""
+    for name in ("pip", f"pip-{PIP.version}.dist-info"):
+        shutil.copytree(str(PIP.locate_file(name)), folder / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 class Docker:

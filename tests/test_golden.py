@@ -8,26 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch import Half
+from data.batch import AnchorBatch
 from data.image_db import ImageDatabase
 from data.loader import Loader
-from data.tasks import PairSource, read_pairs
+from data.split import RetrievalSplit, read_pairs
 from evaluation.recall import as_published, ranks, recalls
-from evaluation.score import score_matrix
+from evaluation.scoring import score_matrix
 from model.objective import Objective
-from model.retrieval import Compute, RetrievalModel
-from optim.schedule import iais_weight, learning_rate
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.optimizer import iais_weight, learning_rate
+from optim.options import TrainOptions
 from optim.trainer import Trainer
 from tests.conftest import GOLDEN, Golden, relative_error
-from utils.distributed import Alone
-from utils.run_options import TrainOptions
+from utils.distributed import SingleProcess
 
 MARGIN = 0.2
 HARD_NEGATIVES = next(GOLDEN.arrays[key] for key in GOLDEN.arrays.files if key.endswith("/rank_loss")).size
 
 
-def half_of(golden: Golden, source: PairSource, *prefixes: str) -> Half:
-    """The stored halves of one kind as one ``Half``: one group for each prefix."""
+def half_of(golden: Golden, source: RetrievalSplit, *prefixes: str) -> AnchorBatch:
+    """The stored halves of one kind as one ``AnchorBatch``: one group for each prefix."""
     pairs, anchor = [], "image"
     for prefix in prefixes:
         texts, images = (golden.arrays[f"{prefix}/{name}"].tolist() for name in ("txt_ids", "img_ids"))
@@ -35,12 +35,16 @@ def half_of(golden: Golden, source: PairSource, *prefixes: str) -> Half:
         length = max(len(texts), len(images))
         texts, images = (ids * length if len(ids) == 1 else ids for ids in (texts, images))
         pairs += [(source, text_id, name) for text_id, name in zip(texts, images, strict=True)]
-    return Half(anchor, read_pairs(pairs), len(prefixes))  # type: ignore[arg-type]
+    return AnchorBatch(anchor, read_pairs(pairs), len(prefixes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("prefix", GOLDEN.halves())
-def test_half(golden: Golden, compute: Compute, prefix: str) -> None:
-    """Candidate scores, hinge terms, alignment loss and every gradient of one half."""
+def test_half(golden: Golden, compute: ComputeSettings, prefix: str) -> None:
+    """Candidate scores, hinge terms, alignment loss and every gradient of one half.
+
+    A gradient is compared relative to its largest number, but at least to 1e-3 of the largest of the half: that of
+    ``rank_output.bias`` nearly cancels, and rounding alone can exceed 1e-4 of it.
+    """
     model = golden.model()
     half = half_of(golden, golden.source(), prefix)
     objective = Objective(
@@ -65,35 +69,36 @@ def test_half(golden: Golden, compute: Compute, prefix: str) -> None:
         elif name.endswith("self.key.bias"):  # zero but for rounding: a constant added to all keys changes no softmax
             assert np.abs(actual.numpy() - gradient).max() < 1e-5 * largest, name
         else:
-            assert relative_error(actual, gradient) < 1e-4, name
+            scale = max(np.abs(gradient).max(), 1e-3 * largest)
+            assert np.abs(actual.numpy() - gradient).max() < 1e-4 * scale, name
 
 
 @pytest.mark.parametrize("prefix", GOLDEN.halves())
-def test_plain_ranking_sees_the_same_sequences(golden: Golden, compute: Compute, prefix: str) -> None:
+def test_plain_ranking_sees_the_same_sequences(golden: Golden, compute: ComputeSettings, prefix: str) -> None:
     """Without IAIS the published program misplaces the regions of the image-anchored half; here ranking is the same as with."""
     terms = Objective(HARD_NEGATIVES, MARGIN)(golden.model(), half_of(golden, golden.source(), prefix), compute)
     assert relative_error(terms.hinge.detach().sort().values, golden.arrays[f"{prefix}/rank_loss"]) < 1e-4
     assert not terms.alignment.any()
 
 
-def test_evaluation_matrix(golden: Golden, compute: Compute, loader: Loader) -> None:
-    scored = score_matrix(golden.model(), golden.source(), compute, loader, Alone())
-    rows = [scored.text_ids.place(name) for name in golden.arrays["eval/txt_ids"].tolist()]
-    columns = [scored.image_names.place(name) for name in golden.arrays["eval/img_ids"].tolist()]
+def test_evaluation_matrix(golden: Golden, compute: ComputeSettings, loader: Loader) -> None:
+    scored = score_matrix(golden.model(), golden.source(), compute, loader, SingleProcess())
+    rows = [scored.text_ids.index(name) for name in golden.arrays["eval/txt_ids"].tolist()]
+    columns = [scored.image_names.index(name) for name in golden.arrays["eval/img_ids"].tolist()]
     assert relative_error(scored.scores[np.ix_(rows, columns)], golden.arrays["eval/scores"]) < 1e-4
 
 
 def test_evaluation_decodes_each_image_once(
-    golden: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published program decodes every image again for every text."""
     decoded: list[str] = []
     look_up = ImageDatabase.__getitem__
     monkeypatch.setattr(ImageDatabase, "__getitem__", lambda self, name: decoded.append(name) or look_up(self, name))
     source = golden.source()
-    in_parts = score_matrix(golden.model(), source, compute, loader, Alone(), cache_bytes=1)
+    in_parts = score_matrix(golden.model(), source, compute, loader, SingleProcess(), cache_bytes=1)
     assert sorted(decoded) == sorted(source.image_names)
-    assert np.array_equal(in_parts.scores, score_matrix(golden.model(), source, compute, loader, Alone()).scores)
+    assert np.array_equal(in_parts.scores, score_matrix(golden.model(), source, compute, loader, SingleProcess()).scores)
 
 
 @pytest.mark.parametrize("kind", ["eval", "recall"])
@@ -131,8 +136,8 @@ def test_schedules(golden: Golden) -> None:
         assert relative_error(weights, golden.arrays[f"schedule/{name}"]) < 1e-4
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["one micro-step a pass", "all micro-steps in a pass"])
-def test_training_run(golden: Golden, compute: Compute, together: bool) -> None:
+@pytest.mark.parametrize("together", [False, True], ids=["one micro-step per pass", "all micro-steps in one pass"])
+def test_training_run(golden: Golden, compute: ComputeSettings, together: bool) -> None:
     """The recorded updates: each half's loss terms, the gradient's norm, and the weights at the end."""
     arrays = golden.arrays
     start = torch.load(golden.folder / "model.pt", weights_only=True)
@@ -146,7 +151,7 @@ def test_training_run(golden: Golden, compute: Compute, together: bool) -> None:
         expected = arrays["run/losses"][2 * steps * update : 2 * steps * (update + 1)]
         assert relative_error(measured[:, 0], expected[:, 0]) < 1e-4
         assert relative_error(measured[:, 1], expected[:, 1]) < 1e-4
-        assert relative_error(terms.grad_norm, arrays[f"run/grad_norm/{update}"]) < 1e-4
+        assert relative_error(terms.scalars["grad_norm"], arrays[f"run/grad_norm/{update}"]) < 1e-4
 
     weights = trainer.model.state_dict()
     for key in arrays.files:
@@ -157,16 +162,16 @@ def test_training_run(golden: Golden, compute: Compute, together: bool) -> None:
         assert relative_error(actual, arrays[key]) < 1e-3, name
 
 
-def test_torch_adamw_would_miss_the_run(bundled: Golden, compute: Compute) -> None:
+def test_torch_adamw_would_miss_the_run(bundled: Golden, compute: ComputeSettings) -> None:
     """Why ``BertAdamW`` is there: with eps after the bias correction the second update's gradient is off by 3e-2."""
     trainer, halves_of = run_of(bundled, compute, together=False)
-    trainer.optimiser = torch.optim.AdamW(trainer.optimiser.param_groups, betas=(0.9, 0.98), eps=1e-6)
+    trainer.optimizer = torch.optim.AdamW(trainer.optimizer.param_groups, betas=(0.9, 0.98), eps=1e-6)
     for update in range(2):
         terms = trainer.update(halves_of(update), update)
-    assert relative_error(terms.grad_norm, bundled.arrays["run/grad_norm/1"]) > 2e-2
+    assert relative_error(terms.scalars["grad_norm"], bundled.arrays["run/grad_norm/1"]) > 2e-2
 
 
-def run_of(golden: Golden, compute: Compute, together: bool) -> tuple[Trainer, Callable[[int], Iterator[Half]]]:
+def run_of(golden: Golden, compute: ComputeSettings, together: bool) -> tuple[Trainer, Callable[[int], Iterator[AnchorBatch]]]:
     """The recorded run's trainer, and its halves by update."""
     updates = sum(key.startswith("run/grad_norm/") for key in golden.arrays.files)
     steps = len(golden.arrays["run/losses"]) // 2 // updates
@@ -178,12 +183,12 @@ def run_of(golden: Golden, compute: Compute, together: bool) -> tuple[Trainer, C
     )  # fmt: skip
     source = golden.source()
 
-    def halves_of(update: int) -> Iterator[Half]:
+    def halves_of(update: int) -> Iterator[AnchorBatch]:
         micro_steps = [f"run/{step}" for step in range(update * steps, (update + 1) * steps)]
         passes = [micro_steps] if together else [[step] for step in micro_steps]
         return (half_of(golden, source, *(f"{step}/{kind}" for step in part)) for part in passes for kind in "it")
 
-    return Trainer(golden.model(), options, compute, Alone()), halves_of
+    return Trainer(golden.model(), options, compute, SingleProcess()), halves_of
 
 
 def test_model_has_every_parameter_of_the_run(golden: Golden) -> None:

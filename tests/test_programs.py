@@ -21,6 +21,7 @@ import torch
 
 import inf_itm
 import train_itm_hard_negatives
+from data.boxes import BoxRule
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
 from model.checkpoint import save_checkpoint
@@ -183,7 +184,7 @@ def test_other_forms_of_the_image_database(tmp_path: Path, few_texts: Path, form
     compressed, keep_all = "compressed" in form, "all" in form
     rng = np.random.default_rng(0)
     fixed = {"conf_th": -1, "num_bb": 12} if form == "fixed" else {}
-    with ImageDatabaseWriter(tmp_path / "db", compressed=compressed, keep_all=keep_all, **fixed) as writer:  # type: ignore[arg-type]
+    with ImageDatabaseWriter(tmp_path / "db", None if keep_all else BoxRule(**fixed), compressed=compressed) as writer:  # type: ignore[arg-type]
         for name in stored.names():
             image = stored[name]
             conf = np.full(len(image.boxes), 0.9, np.float16)

@@ -15,16 +15,16 @@ import torch
 
 import benchmarks.run
 from benchmarks.reference import Reference, read
+from data.datasets import HardNegativeDataset
 from data.loader import Loader
-from data.tasks import HardNegativeTask
 from evaluation.recall import ranks, recalls
-from evaluation.score import score_matrix
+from evaluation.scoring import score_matrix
 from model.objective import Objective
-from model.retrieval import Compute, hardest
+from model.retrieval import ComputeSettings, hardest
 from tests.conftest import CPU, Golden
 from tests.forks import Forked
 from tests.launch import finish
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 from utils.files import read_json
 from utils.precision import Precision
 
@@ -32,20 +32,20 @@ CANDIDATES, HARD = 24, 7
 
 
 @pytest.fixture
-def bf16(compute: Compute) -> Compute:
+def bf16(compute: ComputeSettings) -> ComputeSettings:
     return replace(compute, precision=Precision("bf16", CPU))
 
 
-def test_scores(bundled: Golden, compute: Compute, loader: Loader) -> None:
+def test_scores(bundled: Golden, compute: ComputeSettings, loader: Loader) -> None:
     source, model = bundled.source(), bundled.model()
-    fast = score_matrix(model, source, compute, loader, Alone())
+    fast = score_matrix(model, source, compute, loader, SingleProcess())
     texts = fast.text_ids[::20]
     slow = Reference(model).evaluate(source, texts, fast.image_names[:], 16, CPU)
     np.testing.assert_allclose(fast.scores[::20], slow, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["image-anchored", "text-anchored"])
-def test_half(bundled: Golden, compute: Compute, number: int) -> None:
+def test_half(bundled: Golden, compute: ComputeSettings, number: int) -> None:
     """Candidate scores, loss and gradient, both with the same hard negatives and without dropout."""
     source, model = bundled.source(), bundled.model()
     model.uniter.config = bundled.config.with_dropout(0.0)
@@ -54,7 +54,7 @@ def test_half(bundled: Golden, compute: Compute, number: int) -> None:
             module.p = 0.0
     for block in model.uniter.encoder.layer:
         block.attention.self.dropout = 0.0
-    task = HardNegativeTask([source], negative_size=CANDIDATES - 1, micro_steps=1)
+    task = HardNegativeDataset([source], negative_size=CANDIDATES - 1, micro_steps=1)
     half, reference = task[number], Reference(model)
     batch = read(source, [(text, name) for _, text, name in task.candidates(half.anchor, 0)])
     objective = Objective(HARD, 0.2, regulariser="singular", layers=(bundled.config.num_hidden_layers - 1,))
@@ -74,10 +74,10 @@ def test_half(bundled: Golden, compute: Compute, number: int) -> None:
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
 
 
-def test_bf16_mines_the_same_negatives(bundled: Golden, compute: Compute, bf16: Compute) -> None:
+def test_bf16_mines_the_same_negatives(bundled: Golden, compute: ComputeSettings, bf16: ComputeSettings) -> None:
     """Nearly: random weights score all candidates much alike. After training it is 95 % and more (docs/performance.md)."""
     model, objective = bundled.model(), Objective(HARD, 0.2)
-    task = HardNegativeTask([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=12)
+    task = HardNegativeDataset([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=12)
     same = total = 0
     for number in range(len(task)):
         half = task[number]
@@ -89,10 +89,11 @@ def test_bf16_mines_the_same_negatives(bundled: Golden, compute: Compute, bf16: 
     assert same >= 0.9 * total, f"{same} of {total}"
 
 
-def test_bf16_leaves_recall_as_it_is(bundled: Golden, compute: Compute, bf16: Compute, loader: Loader) -> None:
+def test_bf16_leaves_recall_as_it_is(bundled: Golden, compute: ComputeSettings, bf16: ComputeSettings, loader: Loader) -> None:
     source, model = bundled.source(), bundled.model()
     exact, rough = (
-        recalls(ranks(score_matrix(model, source, how, loader, Alone()).scores, source.image_of)) for how in (compute, bf16)
+        recalls(ranks(score_matrix(model, source, how, loader, SingleProcess()).scores, source.image_of))
+        for how in (compute, bf16)
     )
     assert rough["r_mean"] == pytest.approx(exact["r_mean"], abs=0.003)
 

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.datasets import HardNegativeDataset
 from data.image_db import ImageDatabase
 from data.loader import Loader
-from data.tasks import HardNegativeTask
 from data.text_db import TextDatabase
-from evaluation.score import score_matrix
+from evaluation.scoring import score_matrix
 from model.layers import SelfAttention
 from model.objective import Objective
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
 from tests.conftest import Golden
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 
 CANDIDATES, HARD = 24, 7
 
@@ -72,13 +72,13 @@ def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         hook.remove()
 
 
-def test_evaluation(bundled: Golden, compute: Compute, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation(bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record is read once, each text and image embedded once, little is padded, the last layer computes [CLS] alone."""
     source, model = bundled.source(), bundled.model()
     texts = torch.from_numpy(source.text_db.lengths).long() + 2
     images = torch.tensor([len(source.image_db[name].boxes) for name in source.image_names])
     with counted(model, monkeypatch) as work:
-        score_matrix(model, source, compute, loader, Alone())
+        score_matrix(model, source, compute, loader, SingleProcess())
     pairs = len(texts) * len(images)
     real = int(texts.sum()) * len(images) + int(images.sum()) * len(texts)
     assert work.pop("text records") == len(texts)
@@ -96,12 +96,12 @@ def test_evaluation(bundled: Golden, compute: Compute, loader: Loader, monkeypat
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["image-anchored", "text-anchored"])
-def test_half_of_a_micro_step(bundled: Golden, compute: Compute, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_half_of_a_micro_step(bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """The candidates once without gradient, the hard ones once with; each text and image embedded once in both; one map."""
     model, last = bundled.model(), bundled.config.num_hidden_layers - 1
     objective = Objective(hard_neg_size=HARD, margin=0.2, regulariser="singular", layers=(last,))
     with counted(model, monkeypatch) as work:
-        half = HardNegativeTask([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=1)[number]
+        half = HardNegativeDataset([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=1)[number]
         loss = objective(model, half, compute)
         (loss.hinge.mean() + loss.alignment.sum()).backward()
     batch = half.batch

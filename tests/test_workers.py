@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch import Half
+from data.batch import AnchorBatch
 from tests.conftest import BUNDLED, relative_error
 from tests.forks import Forked
 from tests.launch import HOROVOD, ROOT, finish, start
 from tests.worker import OPTIONS, TEXT_COUNTS, UPDATES, task_of, train, trainer_of
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 
 RUNS = [pytest.param("horovodrun", 2, marks=HOROVOD), ("torchrun", 2), ("torchrun", 3)]
 
@@ -64,12 +64,12 @@ def test_an_update_is_that_of_one_process_fed_the_same_micro_steps(seen: Any, la
     steps = OPTIONS.train_batch_size
     tasks = [task_of(BUNDLED, worker, workers) for worker in range(workers)]
 
-    def halves() -> Iterator[Half]:
+    def halves() -> Iterator[AnchorBatch]:
         for update in range(UPDATES):
             for task in tasks:
                 yield from (task[number] for number in range(2 * steps * update, 2 * steps * (update + 1)))
 
-    alone = train(trainer_of(BUNDLED, Alone(), 0.0, effective_batch=steps * workers), halves())
+    alone = train(trainer_of(BUNDLED, SingleProcess(), 0.0, effective_batch=steps * workers), halves())
     together = seen(launcher, workers)[0]["without dropout"]
     assert relative_error(together["gradients"][0], alone["gradients"][0]) < 1e-6
     assert together["norms"][0] == pytest.approx(alone["norms"][0], rel=1e-6)

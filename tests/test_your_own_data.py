@@ -1,4 +1,4 @@
-"""docs/your-own-data.md, command by command, on a small sample."""
+"""The section of docs/data.md on your own pictures and captions, command by command, on a small sample."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
-from scripts.make_scenes import make_scenes
-from scripts.scenes.write import Recipe
 from tests.standins import ROOT, Docker, environment
 
-DOCUMENT = ROOT / "docs/your-own-data.md"
+DOCUMENT = ROOT / "docs/data.md"
+SECTION = "## Your own pictures and captions"
 
 
 def test_every_command(tmp_path: Path) -> None:
@@ -38,7 +39,8 @@ def test_every_command(tmp_path: Path) -> None:
         (tmp_path / "here").mkdir(exist_ok=True)
         (tmp_path / "here" / name).symlink_to(ROOT / name)
 
-    blocks = re.findall(r"^```sh\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    section = DOCUMENT.read_text().split(f"\n{SECTION}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     settings = {
         0: f"photos=../scenes/images captions=../captions.csv checkpoint=../start.pt model={ROOT}/config/uniter-tiny.json\n",
         6: "steps=2 warmup=1 negatives=7 hard=3\n",

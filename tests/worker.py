@@ -14,19 +14,19 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data.batch import Half
+from data.batch import AnchorBatch
+from data.datasets import HardNegativeDataset
 from data.loader import Loader
-from data.names import Names
-from data.tasks import HardNegativeTask, PairSource
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.score import sampled_candidates, score_matrix
-from model.packing import ChunkSize
-from model.retrieval import Compute
+from evaluation.scoring import sampled_candidates, score_matrix
+from model.chunks import ChunkSize
+from model.retrieval import ComputeSettings
+from optim.options import TrainOptions
 from optim.trainer import Trainer
 from tests.conftest import BUNDLED, CPU, Golden
-from utils.distributed import Workers, connect
+from utils.distributed import ProcessGroup, connect
 from utils.precision import Precision
-from utils.run_options import TrainOptions
 
 UPDATES = 3
 TEXT_COUNTS = (108, 40, 1)  # seven blocks of sixteen, three, and fewer texts than workers
@@ -36,24 +36,24 @@ OPTIONS = TrainOptions(
 )  # fmt: skip
 
 
-def compute_of() -> Compute:
-    return Compute(Precision("fp32", CPU), ChunkSize())
+def compute_of() -> ComputeSettings:
+    return ComputeSettings(Precision("fp32", CPU), ChunkSize())
 
 
-def trainer_of(golden: Golden, workers: Workers, dropout: float, **changes: Any) -> Trainer:
+def trainer_of(golden: Golden, group: ProcessGroup, dropout: float, **changes: Any) -> Trainer:
     model = golden.model()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-    return Trainer(model, dataclasses.replace(OPTIONS, **changes), compute_of(), workers)
+    return Trainer(model, dataclasses.replace(OPTIONS, **changes), compute_of(), group)
 
 
-def task_of(golden: Golden, worker: int, workers: int) -> HardNegativeTask:
+def task_of(golden: Golden, rank: int, world_size: int) -> HardNegativeDataset:
     steps = OPTIONS.train_batch_size * UPDATES
-    return HardNegativeTask([golden.source()], negative_size=7, micro_steps=steps, seed=3, worker=worker, workers=workers)
+    return HardNegativeDataset([golden.source()], negative_size=7, micro_steps=steps, seed=3, rank=rank, world_size=world_size)
 
 
-def train(trainer: Trainer, halves: Iterator[Half]) -> dict[str, Any]:
+def train(trainer: Trainer, halves: Iterator[AnchorBatch]) -> dict[str, Any]:
     """What three updates did: after each the gradient and its norm, the weights, and their checksum."""
     seen: dict[str, list[Any]] = {"gradients": [], "norms": [], "weights": [], "checksums": []}
     for number in range(UPDATES):
@@ -64,54 +64,54 @@ def train(trainer: Trainer, halves: Iterator[Half]) -> dict[str, Any]:
     return seen
 
 
-def train_on(workers: Workers, dropout: float) -> dict[str, Any]:
+def train_on(group: ProcessGroup, dropout: float) -> dict[str, Any]:
     """``train`` on these workers."""
-    halves = Loader(CPU)(task_of(BUNDLED, workers.rank, workers.size))
-    return train(trainer_of(BUNDLED, workers, dropout), halves)
+    halves = Loader(CPU)(task_of(BUNDLED, group.rank, group.world_size))
+    return train(trainer_of(BUNDLED, group, dropout), halves)
 
 
-def first_texts(source: PairSource, count: int) -> PairSource:
-    source.text_db.ids = Names(source.text_db.ids[:count])
+def first_texts(source: RetrievalSplit, count: int) -> RetrievalSplit:
+    source.text_db.ids = source.text_db.ids[:count]
     source.text_db.image_of = source.image_of = source.image_of[:count]
     return source
 
 
-def evaluate(workers: Workers, count: int) -> dict[str, Any]:
+def evaluate(group: ProcessGroup, count: int) -> dict[str, Any]:
     """All scores, some of them, and the alignment, of the first ``count`` texts; nothing on workers other than the first."""
     source, model, loader = first_texts(BUNDLED.source(), count), BUNDLED.model(), Loader(CPU)
-    every = score_matrix(model, source, compute_of(), loader, workers, cache_bytes=400_000)
-    some = score_matrix(model, source, compute_of(), loader, workers, candidates=sampled_candidates(source, 5))
-    alignment = alignment_of_positives(model, source, compute_of(), loader, workers)
+    every = score_matrix(model, source, compute_of(), loader, group, cache_bytes=400_000)
+    some = score_matrix(model, source, compute_of(), loader, group, candidates=sampled_candidates(source, 5))
+    alignment = alignment_of_positives(model, source, compute_of(), loader, group)
     return {"every": every and every.scores, "some": some and some.scores, "alignment": alignment}
 
 
-def collectives(workers: Workers) -> dict[str, Any]:
+def collectives(group: ProcessGroup) -> dict[str, Any]:
     """Each method once, with a value that tells the workers apart."""
-    rank = workers.rank
+    rank = group.rank
     averaged = torch.tensor([1.0, 2.0, 4.0]) * 10**rank
-    workers.average(averaged)
+    group.average(averaged)
     broadcast = [torch.full((2, 2), rank), torch.full((3,), rank, dtype=torch.float16)]
-    workers.broadcast(broadcast)
+    group.broadcast(broadcast)
     nested = {"rank": rank, "tensors": [torch.full((2,), rank + 0.5), torch.tensor(rank)], "none": None}
-    gathered = workers.gather(np.full(rank, rank) if rank else None)
+    gathered = group.gather(np.full(rank, rank) if rank else None)
     return {
         "average": averaged.tolist(),
         "broadcast": [tensor.tolist() for tensor in broadcast],
-        "share": workers.share(nested),
+        "share": group.share(nested),
         "gather": [None if value is None else value.tolist() for value in gathered],
     }
 
 
 def main(folder: Path) -> None:
-    with connect() as workers:
+    with connect() as group:
         seen = {
-            "launcher": workers.launcher,
-            "collectives": collectives(workers),
-            "with dropout": train_on(workers, 0.1)["checksums"],
-            "without dropout": train_on(workers, 0.0),
-            "evaluations": [evaluate(workers, count) for count in TEXT_COUNTS],
+            "launcher": group.launcher,
+            "collectives": collectives(group),
+            "with dropout": train_on(group, 0.1)["checksums"],
+            "without dropout": train_on(group, 0.0),
+            "evaluations": [evaluate(group, count) for count in TEXT_COUNTS],
         }
-        torch.save(seen, folder / f"{workers.rank}-of-{workers.size}.pt")
+        torch.save(seen, folder / f"{group.rank}-of-{group.world_size}.pt")
 
 
 if __name__ == "__main__":

@@ -19,27 +19,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import InputError, WorkerLost, print_error
+from utils.errors import InputError, RankLost, print_error
 from utils.pack import pack, unpack
-from utils.stop import killable
+from utils.signals import killable
 
 # A worker that dies ends the others through its closed connection and through the launcher; this only bounds honest waiting.
 PATIENCE = timedelta(minutes=30)
 
 
-def connect(environment: Mapping[str, str] = os.environ) -> Workers:
+def connect(environment: Mapping[str, str] = os.environ) -> ProcessGroup:
     """The workers of this run, chosen by what their launcher put into the environment. Use them as a context manager.
 
     Raises:
         InputError: horovodrun started this process, but horovod cannot be imported; mpirun did, but horovod knows no MPI; or
             the launcher's variables are no numbers.
-        WorkerLost: the others cannot be reached.
+        RankLost: the others cannot be reached.
     """
     with killable():  # the libraries wait for the other workers where no handler of ours can run
         return _workers_of(environment)
 
 
-def _workers_of(environment: Mapping[str, str]) -> Workers:
+def _workers_of(environment: Mapping[str, str]) -> ProcessGroup:
     if "HOROVOD_SIZE" in environment:
         return Horovod("HOROVOD_SIZE")
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
@@ -48,14 +48,14 @@ def _workers_of(environment: Mapping[str, str]) -> Workers:
     if _number(environment, "WORLD_SIZE", "1") > 1:
         raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
     if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
-        workers = Horovod("OMPI_COMM_WORLD_SIZE")
-        if workers.size != _number(environment, "OMPI_COMM_WORLD_SIZE", ""):
+        group = Horovod("OMPI_COMM_WORLD_SIZE")
+        if group.world_size != _number(environment, "OMPI_COMM_WORLD_SIZE", ""):
             raise InputError("started by mpirun, but horovod was built without MPI: expected horovodrun or torchrun")
-        return workers
-    return Alone()
+        return group
+    return SingleProcess()
 
 
-class Workers(ABC):
+class ProcessGroup(ABC):
     """What workers do together.
 
     Attributes:
@@ -65,13 +65,13 @@ class Workers(ABC):
     """
 
     rank = 0
-    size = 1
+    world_size = 1
     local_rank = 0
     local_size = 1
     launcher = ""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the worker that writes files and speaks."""
         return self.rank == 0
 
@@ -96,39 +96,39 @@ class Workers(ABC):
         """Part from the others, all of which part too."""
 
     def average(self, tensor: Tensor) -> None:
-        """Replace ``tensor``, which is contiguous, by its mean over the workers. Raises ``WorkerLost``."""
-        if self.size > 1:
+        """Replace ``tensor``, which is contiguous, by its mean over the workers. Raises ``RankLost``."""
+        if self.world_size > 1:
             with _contact():
                 self._sum(tensor)
-            tensor.div_(self.size)
+            tensor.div_(self.world_size)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each of ``tensors``, of equal shapes everywhere, by worker 0's. Raises ``WorkerLost``."""
-        if self.size > 1:
+        """Replace each of ``tensors``, of equal shapes everywhere, by worker 0's. Raises ``RankLost``."""
+        if self.world_size > 1:
             with _contact(), torch.no_grad():
                 for tensor in tensors:
                     self._broadcast(tensor)
 
     def share(self, value: Any) -> Any:
-        """Worker 0's ``value``, in which tensors may be nested; they arrive on the CPU. Raises ``WorkerLost``."""
-        if self.size == 1:
+        """Worker 0's ``value``, in which tensors may be nested; they arrive on the CPU. Raises ``RankLost``."""
+        if self.world_size == 1:
             return value
-        data, tensors = pack(value) if self.first else (b"", [])
+        data, tensors = pack(value) if self.is_main else (b"", [])
         with _contact():
             data = self._share(data)
-        if not self.first:
+        if not self.is_main:
             return unpack(data, lambda tensor: self.broadcast([tensor]))
         for tensor in tensors:
             self.broadcast([tensor.cpu().contiguous()])
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """On worker 0 the workers' values by rank, elsewhere an empty list. Raises ``WorkerLost``."""
-        if self.size == 1:
+        """On worker 0 the workers' values by rank, elsewhere an empty list. Raises ``RankLost``."""
+        if self.world_size == 1:
             return [value]
         with _contact():
             values = self._gather(value)
-        return values if self.first else []
+        return values if self.is_main else []
 
     def check_same(self, values: Mapping[str, Any]) -> None:
         """Raise the same ``InputError`` on all workers when their ``values`` differ, naming which and on which host."""
@@ -143,12 +143,12 @@ class Workers(ABC):
             raise _AgreedError(message)
 
     @contextmanager
-    def agreed(self) -> Iterator[None]:
+    def raise_on_all_ranks(self) -> Iterator[None]:
         """A block in which an ``InputError`` of one worker becomes the error of all, told once and with the worker's name.
 
         Outside such a block a worker's error ends the others too, but only through their launcher.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             yield
             return
         error: InputError | None = None
@@ -161,14 +161,14 @@ class Workers(ABC):
         if agreed is not None:
             raise _AgreedError(agreed) from error
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.size == 1:
+        if self.world_size == 1:
             return
         if isinstance(error, _AgreedError):
-            if self.first:
+            if self.is_main:
                 print_error(error)
             self.share(None)  # so that no launcher kills worker 0 before it has spoken
             sys.exit(2)
@@ -180,7 +180,7 @@ class Workers(ABC):
                 self.close()
 
 
-class Alone(Workers):
+class SingleProcess(ProcessGroup):
     """One process, started by no launcher."""
 
     launcher = "one process: neither horovodrun's nor torchrun's variables are in the environment"
@@ -201,8 +201,8 @@ class Alone(Workers):
         """Nothing to part from."""
 
 
-class Horovod(Workers):
-    """Workers of horovodrun or mpirun."""
+class Horovod(ProcessGroup):
+    """ProcessGroup of horovodrun or mpirun."""
 
     def __init__(self, variable: str) -> None:
         try:
@@ -214,10 +214,10 @@ class Horovod(Workers):
             ) from error
         with _contact():
             self.hvd.init()
-        self.rank, self.size = self.hvd.rank(), self.hvd.size()
+        self.rank, self.world_size = self.hvd.rank(), self.hvd.size()
         self.local_rank, self.local_size = self.hvd.local_rank(), self.hvd.local_size()
         way = "NCCL" if self.hvd.nccl_built() else "Gloo" if self.hvd.gloo_built() else "MPI"
-        self.launcher = f"{self.size} workers of horovodrun ({variable} is in the environment), gradients over {way}"
+        self.launcher = f"{self.world_size} workers of horovodrun ({variable} is in the environment), gradients over {way}"
 
     def _sum(self, tensor: Tensor) -> None:
         self._in_place(tensor, lambda reachable: self.hvd.allreduce_(reachable, op=self.hvd.Sum))
@@ -244,16 +244,16 @@ class Horovod(Workers):
         self.hvd.shutdown()
 
 
-class TorchDistributed(Workers):
-    """Workers of torchrun, or of anything else that sets its variables."""
+class TorchDistributed(ProcessGroup):
+    """ProcessGroup of torchrun, or of anything else that sets its variables."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = (
+        self.rank, self.world_size, self.local_rank, self.local_size = (
             _number(environment, name, default)
             for name, default in (("RANK", ""), ("WORLD_SIZE", ""), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
         )
-        if not 0 <= self.rank < self.size:
-            raise InputError(f"RANK {self.rank} and WORLD_SIZE {self.size} in the environment: start with torchrun")
+        if not 0 <= self.rank < self.world_size:
+            raise InputError(f"RANK {self.rank} and WORLD_SIZE {self.world_size} in the environment: start with torchrun")
         nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
         if nccl and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
@@ -263,7 +263,9 @@ class TorchDistributed(Workers):
         except ValueError as error:
             raise InputError(f"MASTER_ADDR or MASTER_PORT in the environment: {error}; start with torchrun") from error
         way = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
-        self.launcher = f"{self.size} workers of torchrun (RANK and WORLD_SIZE are in the environment), gradients over {way}"
+        self.launcher = (
+            f"{self.world_size} workers of torchrun (RANK and WORLD_SIZE are in the environment), gradients over {way}"
+        )
 
     def _sum(self, tensor: Tensor) -> None:
         torch.distributed.all_reduce(tensor)
@@ -277,8 +279,8 @@ class TorchDistributed(Workers):
         return values[0]
 
     def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.size if self.first else []
-        torch.distributed.gather_object(value, values if self.first else None, dst=0)
+        values: list[Any] = [None] * self.world_size if self.is_main else []
+        torch.distributed.gather_object(value, values if self.is_main else None, dst=0)
         return values
 
     def close(self) -> None:
@@ -316,4 +318,4 @@ def _contact() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise WorkerLost(f"lost contact with the other workers ({' '.join(str(error).split())[:200]})") from error
+        raise RankLost(f"lost contact with the other workers ({' '.join(str(error).split())[:200]})") from error

@@ -15,7 +15,7 @@ class InputError(ValueError):
     """A file, key or value that a user gave is wrong; the message is one line that names it and says what was expected."""
 
 
-class WorkerLost(RuntimeError):
+class RankLost(RuntimeError):
     """Another worker of this run has gone; it or its launcher says why."""
 
 
@@ -39,7 +39,7 @@ def print_error(message: object) -> None:
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's ``main``: its exit code is 2 for an ``InputError``, 3 for a ``WorkerLost``, 130 for Ctrl-C.
+    """Decorate a program's ``main``: its exit code is 2 for an ``InputError``, 3 for a ``RankLost``, 130 for Ctrl-C.
 
     An ``Interrupted`` ends with 128 plus the signal's number, as shells have it: 143 for SIGTERM; so does output that nobody
     reads any more, 141.
@@ -56,7 +56,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # whoever read the output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
-        except (InputError, WorkerLost) as error:
+        except (InputError, RankLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)
         except Interrupted as interruption:

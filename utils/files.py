@@ -24,7 +24,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """What a file holds, as a message has it: like ``repr``, but of a long or deep value only the beginning."""
     return _SHORT.repr(value)
 
@@ -78,7 +78,7 @@ def new_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
     path = Path(path)
     if path.name in ("", "..") or os.path.isdir(path):
@@ -101,7 +101,7 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def building(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A hidden folder that takes the name ``path`` when the block ends well, and vanishes when it does not.
 
     What a killed process had begun is removed first. Raises ``InputError`` when ``path`` exists, when another process is
@@ -166,7 +166,7 @@ def sync_folder(path: Path) -> None:
 
 def save_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     """Write ``value`` as JSON, atomically."""
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         file.write((json.dumps(value, indent=indent) + "\n").encode())
 
 
@@ -174,7 +174,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays as ``.npz``, atomically."""
     import numpy as np  # here, because downloads run before anything is installed
 
-    with replacing(path) as file:
+    with atomic_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 

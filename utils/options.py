@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import operator
 import types
 import typing
@@ -23,17 +24,24 @@ Options = TypeVar("Options")
 
 
 def option(
-    default: Any, help: str, *, free: bool = False, bare: str | None = None, choices: Collection[str] | None = None
+    default: Any,
+    help: str,
+    *,
+    affects_result: bool = True,
+    flag_value: str | None = None,
+    choices: Collection[str] | None = None,
 ) -> Any:
     """A field of an options dataclass.
 
     Args:
         help: the sentence that ``--help`` shows.
-        free: whether it may change when a run is resumed, because the result does not depend on it.
-        bare: what the option means on the command line without a value; without this, it must have one.
+        affects_result: whether the result depends on it, so that it must not change when a run is resumed.
+        flag_value: the value when the option is given on the command line without one; if None, a value is required.
         choices: the texts that it may be, where a registry has them and its type cannot say; looked up when options are read.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "free": free, "bare": bare, "choices": choices})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "affects_result": affects_result, "flag_value": flag_value, "choices": choices}
+    )
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
@@ -106,8 +114,8 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
     elif typing.get_origin(kinds[0]) in (tuple, list):
         parser.add_argument(f"--{field.name}", nargs="+", help=words, metavar="X")
     else:
-        bare = field.metadata["bare"]
-        optional: dict[str, Any] = {} if bare is None else {"nargs": "?", "const": bare}
+        flag_value = field.metadata["flag_value"]
+        optional: dict[str, Any] = {} if flag_value is None else {"nargs": "?", "const": flag_value}
         parser.add_argument(
             f"--{field.name}", help=words, metavar="|".join(_choices(hint)) or kinds[0].__name__.upper(), **optional
         )
@@ -158,3 +166,44 @@ def _build(cls: type[Options], values: dict[str, Any], source: str) -> Options:
         return cls(**values)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where and how numbers are computed."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one", affects_result=False)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+        None,
+        "arithmetic of the encoder; fp32 unless fp16 is set; auto is bf16 where the device computes it fast",
+        affects_result=False,
+    )
+    fp16: bool = option(
+        False,
+        "on a CUDA device the same as precision fp16, with loss scaling; elsewhere fp32, with a warning",
+        affects_result=False,
+    )
+    n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process", affects_result=False)
+    pin_mem: bool = option(True, "read into page-locked memory when the device is a GPU", affects_result=False)
+
+
+def require(options: object, *names: str) -> None:
+    """Raise ``InputError`` for the first of these options that was given nowhere."""
+    for name in names:
+        if not getattr(options, name):
+            raise InputError(f"{name} is missing, it has no default")
+
+
+def check_sizes(options: object) -> None:
+    """Raise ``InputError`` for the first whole number that is larger than any of them can mean."""
+    for name, value in vars(options).items():
+        if isinstance(value, int) and value >= 2**31:
+            raise InputError(f"{name} is {value}, expected less than {2**31}")
+
+
+def check_at_least(options: object, least: float, *names: str) -> None:
+    """Raise ``InputError`` for the first of these options that is smaller than ``least``, or not a finite number."""
+    for name in names:
+        value = getattr(options, name)
+        if not (value >= least and math.isfinite(value)):
+            raise InputError(f"{name} is {value}, expected at least {least}")

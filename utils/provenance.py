@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from utils.files import replacing, save_json
+from utils.files import atomic_file, save_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def save_git_state(folder: Path) -> None:
     """Write ``git.json``, and the uncommitted changes as ``git.diff`` where there are any."""
     save_json(folder / "git.json", {"branch": _git("branch", "--show-current"), **provenance()})
     if diff := _git("diff", "HEAD"):
-        with replacing(folder / "git.diff") as file:
+        with atomic_file(folder / "git.diff") as file:
             file.write(f"{diff}\n".encode())
 
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from utils.files import shown
+from utils.files import short_repr
 
 MAX_PICKLE_BYTES = 4 << 20
 MAX_INSTRUCTIONS = 500_000
@@ -76,7 +76,7 @@ def _check_zip(file: IO[bytes], size: int) -> None:
         for key, needed in _storages(io.BytesIO(archive.read(described))).items():
             member = by_name.get(f"{folder}/data/{key}".lower())
             if member is None or member.file_size != needed:
-                raise ValueError(f"storage {shown(key)} is absent or not of {needed:,} bytes")
+                raise ValueError(f"storage {short_repr(key)} is absent or not of {needed:,} bytes")
 
 
 def _directory_start(tail: bytes, size: int) -> int:
@@ -133,7 +133,7 @@ class _Inspector(pickle.Unpickler):
             return lambda *arguments: None
         if (module, name) == ("collections", "OrderedDict"):
             return lambda: OrderedDict()
-        raise ValueError(f"it would call {shown(f'{module}.{name}')}, expected plain numbers")
+        raise ValueError(f"it would call {short_repr(f'{module}.{name}')}, expected plain numbers")
 
     def persistent_load(self, saved: Any) -> None:
         """Take note of a storage."""

@@ -1,24 +1,28 @@
 """Complete a copy of the published archives: download, verify and unpack them.
 
-It runs before anything is installed, so nothing that it imports may need a package.
+This runs before anything is installed, so it needs nothing but the standard library and ``curl``.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
-import platform
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
+from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
-from data.sources.mirror import ADVICE, BLOCK, Mirror, Partial
-from data.sources.threads import Pool, Reader
 from utils.errors import InputError
-from utils.files import PARTIAL, building, sha256, sync_folder
+from utils.files import PARTIAL, atomic_file, atomic_folder, output_folder, sha256, sync_folder
 
 ORIGINAL = "https://convaisharables.blob.core.windows.net/uniter"
 _FLICKR = ("img_db/flickr30k.tar", *(f"txt_db/itm_flickr30k_{split}.db.tar" for split in ("train", "val", "test")))
@@ -29,168 +33,254 @@ _COCO = (
 _CHECKPOINTS = ("pretrained/uniter-base.pt", "pretrained/uniter-large.pt")
 DATASETS = {"flickr": _FLICKR + _CHECKPOINTS, "coco": _COCO + _CHECKPOINTS, "all": _FLICKR + _COCO + _CHECKPOINTS}
 
-CHECKSUMS, MAX_CHECKSUMS = "SHA256SUMS", 1 << 20  # bytes
+CHECKSUMS = "SHA256SUMS"
+ADVICE = "name a copy with --mirror URL, or a folder that has the file with --from DIR"
+TRIES = 6  # in a row that receive nothing of a file
+PAUSE = 0.5  # seconds before the second try, doubled before each further one
+STALL = "30"  # seconds without a byte
+RETRY = ("--retry", "2", "--retry-connrefused")  # for short requests: of a long one curl would forget what it received
+NOT_RESUMABLE = 33  # curl's exit code
 
 
-class Damaged(InputError):
-    """An archive is truncated, is no tar archive, or holds what it must not."""
+class CurlError(InputError):
+    """``curl`` failed with this exit code, and with this HTTP status if the server answered, else 0."""
+
+    def __init__(self, url: str, code: int, errors: str) -> None:
+        answer = re.search(r"returned error: (\d+)", errors)
+        self.code, self.status = code, int(answer[1]) if answer else 0
+        last = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2])
+        self.reason = f"the server answers {self.status}" if answer else last or f"curl ended with code {code}"
+        super().__init__(f"{url}: {self.reason}; {ADVICE}")
+
+
+class Curl:
+    """Runs ``curl``, in any thread, until it is closed. A process that outlives this program still holds the lock."""
+
+    def __init__(self, lock: int) -> None:
+        self._lock = lock
+        self._starting = threading.Lock()
+        self._closed = threading.Event()
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def close(self) -> None:
+        """End all processes; threads that wait for one raise an exception."""
+        with self._starting:
+            self._closed.set()
+        for process in self._processes:
+            process.kill()
+
+    def run(self, url: str, *options: str | Path) -> str:
+        """Return what ``curl`` prints. Raises ``CurlError``."""
+        limits = ("--connect-timeout", STALL, "--speed-time", STALL, "--speed-limit", "1")
+        command = ("curl", "--fail", "--silent", "--show-error", "--location", "--globoff", *limits, *options, url)
+        pipe = subprocess.PIPE
+        with self._starting:
+            if self._closed.is_set():
+                raise CancelledError
+            process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", pass_fds=[self._lock])
+            self._processes.append(process)
+        output, errors = process.communicate()
+        if process.returncode:
+            raise CurlError(url, process.returncode, errors)
+        return output
+
+    def describe(self, url: str) -> tuple[int, str]:
+        """Return the size of a file and a strong ETag, else Last-Modified, else "". Raises ``InputError`` if there is none."""
+        answer = self.run(url, "--head", *RETRY).strip().rpartition("\n\n")[2]  # the last one after redirections
+        headers = HeaderParser().parsestr(answer.partition("\n")[2])
+        kind, size, etag = headers.get_content_type(), headers.get("Content-Length", "unknown"), headers.get("ETag", "")
+        if kind == "text/html" or not re.fullmatch("[1-9][0-9]{0,17}", size):
+            raise InputError(f"{url}: the server sends type {kind}, length {size}; expected a file; {ADVICE}")
+        return int(size), etag if etag.startswith('"') else headers.get("Last-Modified", "")
+
+    def fetch(self, url: str, final: Path) -> Path:
+        """Receive what is missing of a file; return the hidden file beside ``final`` that has it. Raises ``InputError``."""
+        final.parent.mkdir(parents=True, exist_ok=True)
+        most = failures = 0
+        while True:
+            try:
+                size, version = self.describe(url)
+                name = hashlib.sha256(f"{url} {size} {version}".encode()).hexdigest()[:16]
+                partial = final.with_name(f".{final.name}.{name}{PARTIAL}")
+                _discard(final, keep=partial if version else None)
+                if _received(final) != size:
+                    resume = ("--continue-at", "-", "--header", f"If-Range: {version}", "--no-buffer")
+                    self.run(url, *resume, "--output", partial)
+                if _received(final) != size:
+                    raise CurlError(url, NOT_RESUMABLE, f"{size:,} bytes were announced and {_received(final):,} sent")
+                return partial
+            except CurlError as error:
+                if 400 <= error.status < 500 and error.status not in (408, 416, 429):
+                    raise
+                if error.code == NOT_RESUMABLE or error.status == 416:
+                    _discard(final)
+                failures = 1 if _received(final) > most else failures + 1
+                most = max(most, _received(final))
+                if failures == TRIES:
+                    raise InputError(f"{url}: {error.reason}, {TRIES} tries in a row; rerun to resume, or {ADVICE}") from error
+            self._closed.wait(PAUSE * 2 ** (failures - 1))
 
 
 class Entry:
-    """A file of the published tree, and what is left to do for it."""
+    """A file of the published tree, and where it comes from."""
 
     def __init__(self, storage: Path, path: str) -> None:
-        self.path = path
-        self.final = storage / path
+        self.path, self.final = path, storage / path
         self.folder = self.final.with_suffix("") if path.endswith(".tar") else None  # what the archive holds
-        self.partial = Partial(self.final)
         self.disk = self.final.parent if self.final.parent.is_dir() else storage  # the former may link to another disk
-        self.original: Path | None = None  # the file of the user that it is a copy of
-        self.checksum: str | None = None
-        self.to_fetch = self.to_unpack = 0  # bytes
+        self.source: Path | str = self.final  # a file or a URL
+        self.size = 0  # bytes
 
     @property
     def is_complete(self) -> bool:
         """Whether a checkpoint is there, or what an archive holds."""
         return self.final.is_file() if self.folder is None else self.folder.is_dir() and any(self.folder.iterdir())
 
-    def plan(self, folder: Path | None, mirror: Mirror | None) -> Entry:
-        """Find out what is left to do. Raises ``InputError`` if the file is nowhere."""
-        if self.folder:
-            shutil.rmtree(self.folder.with_name(f".{self.folder.name}{PARTIAL}"), ignore_errors=True)  # of a killed call
-        places = (folder / self.path, folder / self.final.name) if folder else ()
-        if self.final.is_file():
-            size = self.final.stat().st_size
-        elif original := next((place for place in places if place.is_file()), None):
-            self.original, size = original, original.stat().st_size
-            if original.stat().st_dev != self.disk.stat().st_dev:  # otherwise it is linked
-                self.to_fetch = size
+    @property
+    def needed(self) -> int:
+        """Bytes that are still to be written."""
+        linked = isinstance(self.source, Path) and self.source.stat().st_dev == self.disk.stat().st_dev
+        return (0 if linked else self.size - _received(self.final)) + (self.size if self.folder else 0)
+
+    def find(self, curl: Curl, mirror: str | None, folder: Path | None) -> None:
+        """Set source and size. Raises ``InputError`` if no source has the file."""
+        places = [self.final, *((folder / self.path, folder / self.final.name) if folder else ())]
+        if found := next((place for place in places if place.is_file()), None):
+            self.source, self.size = found, found.stat().st_size
         elif mirror:
-            size = mirror.size(self.path)
-            self.to_fetch = max(0, size - self.partial.received()[0])
+            self.source = f"{mirror}/{self.path}"
+            self.size, _ = curl.describe(self.source)
         else:
             raise InputError(f"--from {folder}: has no {self.path}; add it, or name a --mirror URL too")
-        self.to_unpack = size if self.folder else 0
-        return self
 
-    def complete(self, mirror: Mirror | None, pool: Pool) -> str:
-        """Do what is left to do; return a line about it. Raises ``InputError``."""
-        done = []
-        with _disk_errors(self.final):
-            if not self.final.is_file():
-                self._fetch(mirror, pool)
-                done.append("fetched")
-            if self.folder:
-                try:
-                    unpack(self.final, self.folder, pool)
-                except Damaged as damage:
-                    if not done:
-                        raise InputError(f"{damage}; remove it to have it downloaded") from damage
-                    self.final.unlink()
-                    raise InputError(f"{damage}; it was removed, rerun or {ADVICE}") from damage
-                done.append("unpacked")
-        return f"{self.final}: {' and '.join(done)}"
+    def fetch(self, curl: Curl) -> Path:
+        """Return a file that has the contents."""
+        return self.source if isinstance(self.source, Path) else curl.fetch(self.source, self.final)
 
-    def _fetch(self, mirror: Mirror | None, pool: Pool) -> None:
-        self.final.parent.mkdir(parents=True, exist_ok=True)
-        if self.original:
-            self.partial.discard()
+    def complete(self, fetching: Future[Path], checksums: Mapping[str, str]) -> str:
+        """Verify and unpack what was fetched; return a line about it. Raises ``InputError``."""
+        file, done = fetching.result(), []
+        if file != self.final:
+            expected = checksums.get(self.path, checksums.get(self.final.name))
+            if expected and (actual := sha256(file)) != expected:
+                _discard(self.final)
+                raise InputError(f"{self.source}: its SHA-256 is {actual}, but {CHECKSUMS} says {expected}; rerun or {ADVICE}")
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            _link(file, self.final) if file == self.source else os.replace(file, self.final)
+            sync_folder(self.final)
+            sync_folder(self.final.parent)
+            done.append("fetched")
+        if self.folder:
             try:
-                os.link(self.original.resolve(), self.partial.path)  # of a symbolic link what it leads to
-            except OSError:
-                with Reader(self.original, pool) as original, open(self.partial.path, "xb") as copy:
-                    shutil.copyfileobj(original, copy, BLOCK)
-        elif mirror:
-            mirror.fetch(self.path, self.partial)
-        if self.checksum and (actual := sha256(self.partial.path)) != self.checksum:
-            self.partial.discard()
-            raise InputError(
-                f"{self.original or (mirror and mirror.name(self.path))}: its SHA-256 is {actual}, but {CHECKSUMS} says "
-                f"{self.checksum}; what was fetched is removed, rerun or {ADVICE}"
-            )
-        pool.advance(0)  # nothing may appear once the program is ending
-        sync_folder(self.partial.path)
-        os.replace(self.partial.path, self.final)
-        sync_folder(self.final.parent)
-        self.partial.discard()
+                unpack(self.final, self.folder)
+            except (tarfile.TarError, OverflowError) as error:
+                if done:
+                    self.final.unlink()
+                advice = f"it was removed, rerun or {ADVICE}" if done else "remove it to have it downloaded"
+                raise InputError(f"{self.final}: damaged or unsafe archive: {error}; {advice}") from error
+            done.append("unpacked")
+        return f"{self.final}: {' and '.join(done)}"
 
 
 def download(
-    storage: Path, paths: Sequence[str], mirror_url: str | None, folder: Path | None, jobs: int
-) -> Iterator[str | InputError]:
-    """Complete the files ``paths`` of the published tree in ``storage``, ``jobs`` at a time.
+    storage: Path,
+    paths: Sequence[str],
+    mirror: str | None,
+    folder: Path | None,
+    jobs: int,
+    report: Callable[[str | InputError], None],
+) -> None:
+    """Complete the files ``paths`` of the published tree in ``storage``, with ``jobs`` downloads at a time.
 
-    Files come from ``folder`` if it has them, otherwise from the mirror. Yields a line per completed file and an error per file
-    that could not be completed; closing the generator stops the work. Raises ``InputError`` if nothing can be started.
+    Files come from ``folder`` if it has them, otherwise from the URL ``mirror``. Reports a line per completed file and an error
+    per file that could not be completed. Raises ``InputError`` if anything is missing in the end.
     """
     if not hasattr(tarfile, "data_filter"):
         raise InputError(
-            f"Python {platform.python_version()} cannot unpack archives safely; install 3.10.12, 3.11.4 or newer, "
-            f"or set PYTHON=<path of one>"
+            "this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer, or set PYTHON=<its path>"
         )
+
+    def attempt(work: Callable[..., str | None], *arguments: object) -> bool:
+        try:
+            outcome: str | InputError | None = work(*arguments)
+        except InputError as error:
+            outcome = error
+        except OSError as error:
+            outcome = InputError(f"{error.filename}: {error.strerror}; fix this and rerun, partial downloads are kept")
+        if outcome:
+            report(outcome)
+        return not isinstance(outcome, InputError)
+
     entries = [Entry(storage, path) for path in paths]
-    finetune = storage / "finetune"
-    with _disk_errors(storage):
-        if finetune.is_dir() and all(entry.is_complete and not entry.partial.exists for entry in entries):
-            yield f"{storage}: complete"
-            return
-        if folder and not folder.is_dir():
-            raise InputError(f"--from {folder}: no such folder")
-        with _locked(storage), closing(Pool(jobs)) as pool:
-            mirror = Mirror(mirror_url, pool.advance, pool.pause) if mirror_url else None
-            for entry in entries:
-                if entry.is_complete or entry.final.is_file():
-                    entry.partial.discard()
-            missing = [entry for entry in entries if not entry.is_complete]
-            outcomes = list(pool.map(lambda entry: entry.plan(folder, mirror), missing))
-            yield from (outcome for outcome in outcomes if isinstance(outcome, InputError))
-            planned = [outcome for outcome in outcomes if isinstance(outcome, Entry)]
-            _check_space(planned)
-            _set_checksums([entry for entry in planned if not entry.final.is_file()], folder, mirror)
-            pool.total = sum(entry.to_fetch + entry.to_unpack for entry in planned)
-            planned.sort(key=lambda entry: -entry.to_fetch)
-            yield from pool.map(lambda entry: entry.complete(mirror, pool), planned)
-            if all(entry.is_complete for entry in entries):
-                finetune.mkdir(exist_ok=True)
+    missing = [entry for entry in entries if not entry.is_complete]
+    if not missing:
+        report(f"{storage}: complete")
+    elif folder and not folder.is_dir():
+        raise InputError(f"--from {folder}: no such folder")
+    elif mirror and not shutil.which("curl"):
+        raise InputError("curl: no such program; install the package curl")
+    with output_folder(storage), _locked(storage) as lock, ThreadPoolExecutor(jobs) as pool, closing(Curl(lock)) as curl:
+        for entry in entries:
+            if entry.final.is_file():
+                _discard(entry.final)
+        searches = [pool.submit(entry.find, curl, mirror, folder) for entry in missing]
+        found = [entry for entry, search in zip(missing, searches, strict=True) if attempt(search.result)]
+        _check_space(found)
+        local = _checksums(curl, folder) if folder else {}
+        remote = _checksums(curl, mirror) if mirror and any(isinstance(entry.source, str) for entry in found) else {}
+        found.sort(key=lambda entry: -entry.size)
+        fetches = {pool.submit(entry.fetch, curl): entry for entry in found}
+        for fetching in _finished(fetches):
+            entry = fetches[fetching]
+            attempt(entry.complete, fetching, remote if isinstance(entry.source, str) else local)
+        incomplete = sum(not entry.is_complete for entry in entries)
+        if incomplete:
+            raise InputError(f"{storage}: {incomplete} of {len(entries)} files are missing")
+        (storage / "finetune").mkdir(exist_ok=True)
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _finished(fetches: Mapping[Future[Path], Entry]) -> Iterator[Future[Path]]:
+    """Yield downloads as they end; show their progress on a terminal."""
+    remote = [entry for entry in fetches.values() if isinstance(entry.source, str)]
+    started, first, total = (
+        time.monotonic(),
+        sum(_received(entry.final) for entry in remote),
+        sum(entry.size for entry in remote),
+    )
+    pending = set(fetches)
     try:
-        yield
-    except OSError as error:
-        name, reason = error.filename or path, error.strerror or error
-        raise InputError(f"{name}: {reason}; fix this and rerun, partial downloads are kept") from error
+        while pending:
+            done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
+            _show("")
+            yield from done
+            received = sum(entry.size if entry.final.is_file() else _received(entry.final) for entry in remote)
+            speed = (received - first) / (time.monotonic() - started)
+            _show(f"{received / 1e9:,.1f} of {total / 1e9:,.1f} GB downloaded, {speed / 1e6:,.1f} MB/s")
+    finally:
+        _show("")
+
+
+def _show(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _locked(storage: Path) -> Iterator[None]:
-    """Create folder ``storage`` if needed and lock it; remove it again if it is new and still empty."""
-    existed = storage.exists()
-    storage.mkdir(parents=True, exist_ok=True)
-    path = storage / ".download.lock"  # a file, because network file systems do not lock folders across machines
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
-        except (BlockingIOError, FileNotFoundError):  # the latter if its owner has just removed it
-            locked = False
-        if not locked:
-            raise InputError(f"{storage}: another download into this folder is running; wait for it or stop it")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if not existed:
-                with suppress(OSError):  # not empty
-                    storage.rmdir()
+def _locked(folder: Path) -> Iterator[int]:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield lock
+    except BlockingIOError as error:
+        raise InputError(f"{folder}: another download, or a curl that it left, is running; wait for it or stop it") from error
+    finally:
+        os.close(lock)
 
 
 def _check_space(entries: Sequence[Entry]) -> None:
     for device in {entry.disk.stat().st_dev for entry in entries}:
         there = [entry for entry in entries if entry.disk.stat().st_dev == device]
-        needed = sum(entry.to_fetch + entry.to_unpack for entry in there) / 1e9
-        free = shutil.disk_usage(there[0].disk).free / 1e9
+        needed, free = sum(entry.needed for entry in there) / 1e9, shutil.disk_usage(there[0].disk).free / 1e9
         if needed > free:
             raise InputError(
                 f"{there[0].disk}: archives and what they hold need {needed:,.1f} GB, but only {free:,.1f} GB are free; "
@@ -198,53 +288,58 @@ def _check_space(entries: Sequence[Entry]) -> None:
             )
 
 
-def _set_checksums(entries: Sequence[Entry], folder: Path | None, mirror: Mirror | None) -> None:
-    """Look up files to fetch in the list of their source, if it has one."""
-    listed = folder / CHECKSUMS if folder else None
-    local = _parse_checksums(listed, listed.read_bytes()) if listed and listed.is_file() else {}
-    remote = {}
-    if mirror and not all(entry.original for entry in entries):
-        remote = _parse_checksums(mirror.name(CHECKSUMS), mirror.contents(CHECKSUMS, MAX_CHECKSUMS))
-    for entry in entries:
-        entry.checksum = local.get(entry.path, local.get(entry.final.name)) if entry.original else remote.get(entry.path)
-
-
-def _parse_checksums(name: str | Path, contents: bytes) -> dict[str, str]:
-    """Return {path: hexadecimal SHA-256} from a list as ``sha256sum`` writes it."""
-    checksums = {}
-    for number, line in enumerate(contents.decode("utf-8", "replace").splitlines(), start=1):
-        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
-        if match is None:
-            raise InputError(f"{name}: line {number} is not a SHA-256 and a path, expected the output of sha256sum")
-        checksums[match[2]] = match[1].lower()
+def _checksums(curl: Curl, source: Path | str) -> dict[str, str]:
+    """Return {path: hexadecimal SHA-256} from the list of a folder or a mirror; nothing if it has none."""
+    name, text = f"{source}/{CHECKSUMS}", ""
+    try:
+        text = Path(name).read_text() if isinstance(source, Path) else curl.run(name, "--max-filesize", "1000000", *RETRY)
+    except FileNotFoundError:
+        pass
+    except CurlError as error:
+        if error.status not in (403, 404, 410):  # object stores answer 403 for what a private folder lacks
+            raise
+    checksums = {path: digest.lower() for digest, path in re.findall(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+)$", text, re.M)}
+    if len(checksums) != len(text.splitlines()):
+        raise InputError(f"{name}: not a list of SHA-256 and paths, expected the output of sha256sum")
     return checksums
 
 
-def unpack(archive: Path, folder: Path, pool: Pool) -> None:
-    """Unpack an archive of one top folder, called like ``folder``, which appears whole or not at all. Raises ``Damaged``."""
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive of one top folder, called like ``folder``, which appears whole or not at all. Raises ``TarError``."""
 
     def only_files(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
         parts = PurePosixPath(member.name).parts
-        if not (member.isdir() or (member.isreg() and member.size >= 0)):
-            raise Damaged(f"{archive}: member {member.name!r} is neither a file nor a folder")
-        if parts[:1] not in ((), (folder.name,)):
-            raise Damaged(f"{archive}: member {member.name!r} is not below {folder.name}/")
+        if not (member.isdir() or member.isreg()) or parts[:1] not in ((), (folder.name,)):
+            raise tarfile.TarError(f"member {member.name!r} is not a file or folder below {folder.name}/")
         return tarfile.data_filter(member.replace(name="/".join(parts[1:]) or ".", deep=False), destination)
 
     with suppress(OSError):
         folder.rmdir()  # an empty one
-    with building(folder) as hidden:
-        try:
-            with Reader(archive, pool) as file, tarfile.TarFile(fileobj=file, copybufsize=BLOCK) as tar:
-                tar.extractall(hidden, filter=only_files)
-                file.seek(tar.offset)  # tarfile takes a damaged header for the end
-                if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-                    raise Damaged(f"{archive}: truncated, or damaged at byte {tar.offset:,}")
-        except Damaged:
-            raise
-        except (tarfile.TarError, ValueError, OverflowError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-            raise Damaged(f"{archive}: damaged, or not a tar archive ({error})") from error
+    with atomic_folder(folder) as hidden:
+        with open(archive, "rb") as file, tarfile.TarFile(fileobj=file, errorlevel=2) as tar:
+            tar.extractall(hidden, filter=only_files)
+            file.seek(tar.offset)  # tarfile takes a damaged header for the end
+            if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
+                raise tarfile.TarError(f"it ends, or is damaged, at byte {tar.offset:,}")
         if not any(hidden.iterdir()):
-            raise Damaged(f"{archive}: holds no file of {folder.name}/")
+            raise tarfile.TarError(f"it holds no file of {folder.name}/")
         for path in hidden.rglob("*"):
             sync_folder(path)
+
+
+def _link(original: Path, copy: Path) -> None:
+    try:
+        os.link(original.resolve(), copy)  # of a symbolic link what it leads to
+    except OSError:
+        with open(original, "rb") as source, atomic_file(copy) as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _discard(final: Path, keep: Path | None = None) -> None:
+    for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"):
+        if partial != keep:
+            partial.unlink()
+
+
+def _received(final: Path) -> int:
+    return sum(partial.stat().st_size for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"))

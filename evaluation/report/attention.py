@@ -16,7 +16,7 @@ from evaluation.report.runs import Run
 from evaluation.retriever import Retriever
 from utils.errors import InputError
 from utils.files import sha256
-from utils.logger import progress_bar
+from utils.logging import progress_bar
 
 Pair = tuple[int, int]  # places of a text and of an image
 
@@ -47,7 +47,7 @@ def word_attention(run: Run, text_db: TextDatabase, pairs: Collection[Pair]) -> 
         retriever = Retriever.from_checkpoint(options.checkpoint, options.architecture)
         if len(retriever.tokenizer.pieces) != text_db.vocab_size:
             return {}, f"{text_db.path} has another vocabulary than {retriever.tokenizer.name}"
-        with closing(ImageDatabase(options.img_db, **options.image_settings())) as image_db:
+        with closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)) as image_db:
             found, last = {}, [retriever.config.num_hidden_layers - 1]
             for text, image in progress_bar(True, iterable=sorted(pairs), desc=f"attention, {run.name}", unit="pair"):
                 shown = retriever.attention(text_db[text_db.ids[text]], image_db[text_db.images[image]], layers=last)

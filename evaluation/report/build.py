@@ -24,7 +24,7 @@ from evaluation.report.pictures import save_thumbnails
 from evaluation.report.queries import WAYS, HardQuery, hardest_queries
 from evaluation.report.runs import Extremes, Run, Way, read_runs
 from evaluation.report.view import View, pair_of
-from utils.files import building, replacing
+from utils.files import atomic_file, atomic_folder
 
 QUERIES = 50
 _HERE = Path(__file__).parent
@@ -43,11 +43,11 @@ def write_report(runs: Sequence[Path], output: Path, images: Path | None = None,
     Raises:
         InputError: ``output`` exists, a file is missing or damaged, or the runs do not belong together.
     """
-    with building(output) as folder:
+    with atomic_folder(output) as folder:
         text_db, read = read_runs(runs)
         with closing(text_db):
             page = _page(text_db, read, folder, images, queries)
-        with replacing(folder / "index.html") as file:
+        with atomic_file(folder / "index.html") as file:
             file.write(page.encode())
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.regions import read_picture
-from utils.files import replacing
+from evaluation.plots.regions import read_picture
+from utils.files import atomic_file
 
 SIDE = 400  # pixels, at most
 
@@ -27,7 +27,7 @@ def save_thumbnails(pictures: dict[str, Path], page: Path) -> dict[str, Thumbnai
         picture = read_picture(path)
         picture.thumbnail((SIDE, SIDE))
         source = f"images/{number}.jpg"  # an image's own name may mean something to a file system or in a URL
-        with replacing(page / source) as file:
+        with atomic_file(page / source) as file:
             picture.save(file, "JPEG", quality=82)
         thumbnails[name] = Thumbnail(source, *picture.size)
     return thumbnails

@@ -16,10 +16,10 @@ import msgspec
 import numpy as np
 
 from data.text_db import TextDatabase
+from evaluation.options import InferenceOptions
 from evaluation.recall import ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from utils.errors import InputError
-from utils.files import read_json, shown
-from utils.run_options import InferenceOptions
+from utils.files import read_json, short_repr
 
 Way = Literal["img", "txt"]
 
@@ -96,7 +96,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
         measured = recalls(found)
         for key, value in measured.items():
             if saved.get(key) != value:
-                given = f"{key} is {shown(saved.get(key))}, scores.npz and {text_db.path} give {value}"
+                given = f"{key} is {short_repr(saved.get(key))}, scores.npz and {text_db.path} give {value}"
                 raise InputError(f"{folder / 'scores.json'}: {given}; expected files of one evaluation")
         intervals = results.analysis.interval_95 if results.analysis else {}
         by_way: dict[Way, np.ndarray] = {"img": found.img, "txt": found.txt}
@@ -152,7 +152,7 @@ def _difference(folder: Path, kind: str, ids: list[str], expected: list[str], of
     if len(ids) != len(expected):
         return f"{folder / 'scores.npz'}: has {len(ids):,} {things}, {other} has {len(expected):,}; expected the same"
     place = next(place for place, (one, another) in enumerate(zip(ids, expected, strict=True)) if one != another)
-    told = f"{kind}[{place}] is {shown(ids[place])}, in {other} {shown(expected[place])}"
+    told = f"{kind}[{place}] is {short_repr(ids[place])}, in {other} {short_repr(expected[place])}"
     return f"{folder / 'scores.npz'}: {told}; expected the same {things} in the same order"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.text_db import TextDatabase
-from evaluation.regions import ASPECT
+from evaluation.plots.regions import ASPECT
 from evaluation.report.attention import Pair, WordAttention
 from evaluation.report.captions import Captions, displayable
 from evaluation.report.pictures import Thumbnail

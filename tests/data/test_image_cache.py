@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from data.datasets import HardNegativeDataset
 from data.image_cache import ImageCache
 from data.loader import Loader
-from data.tasks import HardNegativeTask
 from tests.conftest import CPU, Golden
 
 
 @pytest.mark.parametrize("sources", [1, 2], ids=["one source", "two sources with the same names"])
 def test_halves_are_the_same(bundled: Golden, sources: int) -> None:
     opened = [bundled.source() for _ in range(sources)]
-    task = HardNegativeTask(opened, negative_size=5, micro_steps=6, micro_steps_per_pass=3, seed=2)
+    task = HardNegativeDataset(opened, negative_size=5, micro_steps=6, micro_steps_per_pass=3, seed=2)
     expected = [task[number] for number in range(len(task))]
     cache = ImageCache.of(opened, Loader(CPU), 1 << 30)
     assert cache is not None

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from data.boxes import BoxRule
-from data.image_db import ImageDatabase, ImageDatabaseWriter, pack_image
-from data.record import read_msgpack, read_npz, write_msgpack
-from data.store import LmdbReader
+from data.image_db import ImageDatabase, ImageDatabaseWriter, encode_image
+from data.lmdb_store import LmdbReader
+from data.records import read_msgpack, read_npz, write_msgpack
 from tests.conftest import GOLDEN
 from utils.errors import InputError
 
@@ -41,8 +41,8 @@ def regions(rows: int, seed: int = 0, width: int = 12) -> dict[str, np.ndarray]:
 IMAGES = {f"made_{number:012d}.npz": regions(rows, number) for number, rows in enumerate([9, 1, 3, 6, 7, 2])}
 
 
-def write(path: Path, **options: Any) -> Path:
-    with ImageDatabaseWriter(path, **{**RULE, **options}) as writer:
+def write(path: Path, *, keep_all: bool = False, compressed: bool = False, **options: Any) -> Path:
+    with ImageDatabaseWriter(path, None if keep_all else BoxRule(**{**RULE, **options}), compressed=compressed) as writer:
         for name, arrays in IMAGES.items():
             writer.put(name, **arrays)
     return path
@@ -92,7 +92,7 @@ def test_golden_database_reads_whole() -> None:
 def test_what_is_written_is_read_in_every_layout(tmp_path: Path, compressed: bool, conf_th: float, keep_all: bool) -> None:
     write(tmp_path / "set", compressed=compressed, conf_th=conf_th, keep_all=keep_all)
     with_rule = {**RULE, "conf_th": conf_th}
-    database = ImageDatabase(tmp_path / "set", **with_rule, compressed=compressed)
+    database = ImageDatabase(tmp_path / "set", BoxRule(**with_rule), compressed=compressed)
     assert database.names() == list(IMAGES)
     assert len(database) == len(IMAGES)
     for name in IMAGES:
@@ -134,10 +134,10 @@ def test_names_on_disk_are_the_published_ones(tmp_path: Path) -> None:
 
 def test_the_filtered_database_is_preferred_to_all(tmp_path: Path) -> None:
     write(tmp_path, keep_all=True)
-    all_database = ImageDatabase(tmp_path, **RULE)
+    all_database = ImageDatabase(tmp_path, BoxRule(**RULE))
     assert all_database.describe()["path"] == str(tmp_path / "all")
     write(tmp_path)
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     assert database.describe() == {"path": str(tmp_path / "feat_th0.2_max6_min2"), "images": len(IMAGES), **RULE}
     for name in IMAGES:
         np.testing.assert_array_equal(database[name].features, all_database[name].features)
@@ -185,7 +185,7 @@ def test_msgpack_records_of_other_writers(tmp_path: Path, encode: Any) -> None:
     write(tmp_path)
     name, arrays = next(iter(IMAGES)), halves()
     replace(tmp_path / "feat_th0.2_max6_min2", name, encode(arrays))
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     image = database[name]
     np.testing.assert_array_equal(image.features, arrays["features"])
     np.testing.assert_array_equal(image.boxes[:, :6], arrays["norm_bb"].astype(np.float32))
@@ -207,7 +207,7 @@ def test_npz_records_of_other_writers(tmp_path: Path, save: Any) -> None:
     # The published program's files hold one more array, which it did not mean to save.
     record = npz(save, **by_column, flag=np.array(True), objects=np.array([{}, None]))
     replace(tmp_path / "feat_th0.2_max6_min2_compressed", name, record)
-    database = ImageDatabase(tmp_path, **RULE, compressed=True)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE), compressed=True)
     np.testing.assert_array_equal(database[name].features, arrays["features"])
     np.testing.assert_array_equal(database[name].boxes[:, :6], arrays["norm_bb"].astype(np.float32))
     database.close()
@@ -220,7 +220,7 @@ def test_more_boxes_promised_than_stored(tmp_path: Path) -> None:
     numbers = json.loads(file.read_text())
     names = list(IMAGES)
     file.write_text(json.dumps(numbers | {names[1]: 10, names[0]: 3}))
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     assert len(database[names[1]].boxes) == 1
     assert len(database[names[0]].boxes) == 3
     database.close()
@@ -233,25 +233,25 @@ def test_missing_databases_and_sidecars(tmp_path: Path) -> None:
         ImageDatabase(tmp_path / "nowhere")
     write(tmp_path)
     with pytest.raises(InputError, match=r"looked for feat_th0.3_max6_min2 and all; the folder has feat_th0.2_max6_min2, nbb_"):
-        ImageDatabase(tmp_path, **{**RULE, "conf_th": 0.3})
+        ImageDatabase(tmp_path, BoxRule(**{**RULE, "conf_th": 0.3}))
     with pytest.raises(InputError, match=r"feat_th0.2_max6_min2_compressed and all_compressed"):
-        ImageDatabase(tmp_path, **RULE, compressed=True)
+        ImageDatabase(tmp_path, BoxRule(**RULE), compressed=True)
     with pytest.raises(InputError, match="feat_numbb4 and all"):
-        ImageDatabase(tmp_path, **{**RULE, "conf_th": -1})
+        ImageDatabase(tmp_path, BoxRule(**{**RULE, "conf_th": -1}))
     file = tmp_path / "nbb_th0.2_max6_min2.json"
     for contents, message in [("{", "not JSON"), ("[]", "expected a JSON object"), ('{"a": 0}', "'a' has 0")]:
         file.write_text(contents)
         with pytest.raises(InputError, match=f"{file.name}: {message}"):
-            ImageDatabase(tmp_path, **RULE)
+            ImageDatabase(tmp_path, BoxRule(**RULE))
     file.write_text("{}")
     name = next(iter(IMAGES))
     with pytest.raises(InputError, match=f"image '{name}': nbb_th0.2_max6_min2.json does not name it"):
-        ImageDatabase(tmp_path, **RULE)[name]
+        ImageDatabase(tmp_path, BoxRule(**RULE))[name]
     file.unlink()
     with pytest.raises(InputError, match=f"{file.name}: no such file"):
-        ImageDatabase(tmp_path, **RULE)
+        ImageDatabase(tmp_path, BoxRule(**RULE))
     with pytest.raises(InputError, match="expected 1 <= min_bb <= max_bb"):
-        ImageDatabase(tmp_path, min_bb=9, max_bb=8)
+        ImageDatabase(tmp_path, BoxRule(min_bb=9, max_bb=8))
 
 
 def test_bad_list_of_names(tmp_path: Path) -> None:
@@ -259,13 +259,13 @@ def test_bad_list_of_names(tmp_path: Path) -> None:
     store = tmp_path / "feat_th0.2_max6_min2"
     for value in (b"[", b"{}", b"[1]"):
         replace(store, "__keys__", value)
-        database = ImageDatabase(tmp_path, **RULE)
+        database = ImageDatabase(tmp_path, BoxRule(**RULE))
         with pytest.raises(InputError, match="__keys__ is not"):
             database.names()
         database.close()
     with lmdb.open(str(store), map_size=1 << 26, lock=False) as environment, environment.begin(write=True) as transaction:
         transaction.delete(b"__keys__")
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     assert sorted(database.names()) == sorted(IMAGES)
     database.close()
 
@@ -332,7 +332,7 @@ def test_corrupt_msgpack_records_are_named(tmp_path: Path, record: bytes, messag
     write(tmp_path)
     name = next(iter(IMAGES))
     replace(tmp_path / "feat_th0.2_max6_min2", name, record)
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     with pytest.raises(InputError, match=message) as caught:
         database[name]
     assert f"feat_th0.2_max6_min2: image {name!r}: " in str(caught.value)
@@ -348,7 +348,7 @@ def test_filtering_on_reading_needs_confidences(tmp_path: Path, conf: np.ndarray
     write(tmp_path, keep_all=True)
     name = next(iter(IMAGES))
     replace(tmp_path / "all", name, write_msgpack(without("conf") | ({} if conf is None else {"conf": conf})))
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     with pytest.raises(InputError, match=message):
         database[name]
     database.close()
@@ -394,7 +394,7 @@ def test_corrupt_npz_records_are_named(tmp_path: Path, record: bytes, message: s
     write(tmp_path, compressed=True)
     name = next(iter(IMAGES))
     replace(tmp_path / "feat_th0.2_max6_min2_compressed", name, record)
-    database = ImageDatabase(tmp_path, **RULE, compressed=True)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE), compressed=True)
     with pytest.raises(InputError, match=message) as caught:
         database[name]
     assert f"feat_th0.2_max6_min2_compressed: image {name!r}: " in str(caught.value)
@@ -421,7 +421,7 @@ def test_flipped_bytes_are_values_or_value_errors() -> None:
 
 def test_arrays_outlive_the_database(tmp_path: Path) -> None:
     write(tmp_path)
-    database = ImageDatabase(tmp_path, **RULE)
+    database = ImageDatabase(tmp_path, BoxRule(**RULE))
     name = next(iter(IMAGES))
     image = database[name]
     database.close()
@@ -442,7 +442,7 @@ def test_arrays_outlive_the_database(tmp_path: Path) -> None:
 )
 def test_writer_refuses_bad_arrays(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pack_image(**{**regions(4), **changes}, rule=None, compressed=False)
+        encode_image(**{**regions(4), **changes}, rule=None, compressed=False)
     with pytest.raises(InputError, match=f"image 'x.npz': {message}"), ImageDatabaseWriter(tmp_path) as writer:
         writer.put("x.npz", **{**regions(4), **changes})
     assert list(tmp_path.iterdir()) == []
@@ -465,7 +465,7 @@ def test_writer_refuses_and_leaves_nothing(tmp_path: Path) -> None:
     before = (tmp_path / "nbb_th0.2_max6_min2.json").read_text()
     with (
         pytest.raises(InputError, match=r"belongs to feat_th0.2_max6_min2, which has other images"),
-        ImageDatabaseWriter(tmp_path, **RULE, compressed=True) as writer,
+        ImageDatabaseWriter(tmp_path, BoxRule(**RULE), compressed=True) as writer,
     ):
         writer.put("other.npz", **regions(3))
     assert (tmp_path / "nbb_th0.2_max6_min2.json").read_text() == before

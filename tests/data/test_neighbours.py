@@ -8,24 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.datasets import HardNegativeDataset
 from data.neighbours import read_neighbours
-from data.tasks import HardNegativeTask, PairSource
+from data.split import RetrievalSplit
 from tests.conftest import BUNDLED
 from utils.errors import InputError
 
-SETTINGS = {"conf_th": 0.2, "max_bb": 100, "min_bb": 10, "num_bb": 36, "compressed": False}
-
 
 @pytest.fixture
-def source() -> PairSource:
-    return PairSource(str(BUNDLED.text_db), str(BUNDLED.image_db), BUNDLED.config, SETTINGS)
+def source() -> RetrievalSplit:
+    return RetrievalSplit(str(BUNDLED.text_db), str(BUNDLED.image_db), BUNDLED.config.input_limits)
 
 
-def task(source: PairSource, neighbours: dict[str, list[str]], *, negative_size: int = 6, **more: int) -> HardNegativeTask:
-    return HardNegativeTask([source], negative_size=negative_size, micro_steps=40, seed=3, neighbours=neighbours, **more)
+def task(
+    source: RetrievalSplit, neighbours: dict[str, list[str]], *, negative_size: int = 6, **more: int
+) -> HardNegativeDataset:
+    return HardNegativeDataset([source], negative_size=negative_size, micro_steps=40, seed=3, neighbours=neighbours, **more)
 
 
-def test_they_or_a_text_of_each_come_first_and_the_rest_is_drawn_from_others(source: PairSource) -> None:
+def test_they_or_a_text_of_each_come_first_and_the_rest_is_drawn_from_others(source: RetrievalSplit) -> None:
     names = list(source.image_names)
     twin = {name: names[(place + 1) % len(names)] for place, name in enumerate(names)}
     texts_of = {
@@ -46,7 +47,7 @@ def test_they_or_a_text_of_each_come_first_and_the_rest_is_drawn_from_others(sou
         assert {other for _, other, _ in others} == {text}
 
 
-def test_of_more_than_there_is_room_for_a_different_part_each_time(source: PairSource) -> None:
+def test_of_more_than_there_is_room_for_a_different_part_each_time(source: RetrievalSplit) -> None:
     names = list(source.image_names)
     neighbours = {name: [other for other in names[:8] if other != name] for name in names}
     seen: set[str] = set()
@@ -59,15 +60,15 @@ def test_of_more_than_there_is_room_for_a_different_part_each_time(source: PairS
     assert seen == set(names[:8])
 
 
-def test_other_workers_texts_are_not_drawn(source: PairSource) -> None:
+def test_other_workers_texts_are_not_drawn(source: RetrievalSplit) -> None:
     names = list(source.image_names)
     neighbours = {name: [names[place - 1]] for place, name in enumerate(names)}
-    made = task(source, neighbours, negative_size=3, worker=1, workers=2)
+    made = task(source, neighbours, negative_size=3, rank=1, world_size=2)
     own = {source.text_db.ids[place] for place in made.texts[0]}
     assert all({text for _, text, _ in made.candidates("image", step)} <= own for step in range(made.passes))
 
 
-def test_files_that_are_no_neighbours(source: PairSource, tmp_path: Path) -> None:
+def test_files_that_are_no_neighbours(source: RetrievalSplit, tmp_path: Path) -> None:
     file = tmp_path / "twins.json"
     for contents in ("[]", '{"a": "b"}', '{"a": ["a"]}', '{"a": ["b", "b"]}', '{"a": [1]}'):
         file.write_text(contents)
@@ -79,7 +80,7 @@ def test_files_that_are_no_neighbours(source: PairSource, tmp_path: Path) -> Non
         task(source, read_neighbours(file))
 
 
-def test_halves_hold_them(source: PairSource) -> None:
+def test_halves_hold_them(source: RetrievalSplit) -> None:
     """What is scored is what was drawn."""
     names = list(source.image_names)
     made = task(source, {name: [names[place - 1]] for place, name in enumerate(names)})
@@ -90,10 +91,10 @@ def test_halves_hold_them(source: PairSource) -> None:
     assert len(np.unique(images)) == 1 + made.negative_size
 
 
-def test_a_text_is_followed_by_one_of_each_neighbour(source: PairSource) -> None:
+def test_a_text_is_followed_by_one_of_each_neighbour(source: RetrievalSplit) -> None:
     names = list(source.image_names)
     twin = {name: names[place ^ 1] for place, name in enumerate(names[: len(names) // 2 * 2])}
-    made = HardNegativeTask(
+    made = HardNegativeDataset(
         [source], negative_size=2, micro_steps=2 * len(source.text_db), neighbours={a: [b] for a, b in twin.items()}
     )
     for anchor in ("image", "text"):

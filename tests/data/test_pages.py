@@ -10,8 +10,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from data.lmdb_store import LmdbWriter
 from data.pages import check_pages
-from data.store import LmdbWriter
 from tests.conftest import Golden
 from tests.fuzz.databases import META, PAGE, SHAPES, make
 from utils.errors import InputError

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from data.store import LmdbReader, LmdbWriter
+from data.lmdb_store import LmdbReader, LmdbWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
 from tests.conftest import GOLDEN
 from utils.errors import InputError
@@ -267,8 +267,8 @@ def test_keys_and_length_skip_special_records(tmp_path: Path) -> None:
 
 
 def test_writer_grows_its_map_and_keeps_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.store._FIRST_MAP_BYTES", 64 << 10)
-    monkeypatch.setattr("data.store._FLUSH_BYTES", 100 << 10)
+    monkeypatch.setattr("data.lmdb_store._FIRST_MAP_BYTES", 64 << 10)
+    monkeypatch.setattr("data.lmdb_store._FLUSH_BYTES", 100 << 10)
     values = {f"key {number}": os.urandom(number * 37 % 20000) for number in range(300)}
     with LmdbWriter(tmp_path / "db") as writer:
         for key, value in values.items():
@@ -310,7 +310,7 @@ def test_writer_refuses_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_killed_writer_leaves_no_database(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from data.store import LmdbWriter\n"
+        "import sys, time; from data.lmdb_store import LmdbWriter\n"
         "with LmdbWriter(sys.argv[1]) as writer:\n"
         "    writer.put('a', b'1'); writer._flush(); print('ready', flush=True); time.sleep(60)\n"
     )

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.names import Names
 from evaluation.candidates import Candidates, read_candidates
 from evaluation.recall import UNRANKED, ranks, recalls
 from utils.errors import InputError
 
-TEXTS, IMAGES = Names(["t0", "t1", "t2", "t\u2028\t3"]), Names(["a.npz", "b.npz", "c.npz"])
+TEXTS, IMAGES = ["t0", "t1", "t2", "t\u2028\t3"], ["a.npz", "b.npz", "c.npz"]
 IMAGE_OF = np.array([0, 0, 1, 2])
 
 

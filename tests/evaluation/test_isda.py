@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.entities import Annotated, parse_caption
 from data.image_db import Image
+from data.sources.entities import Annotated, parse_caption
 from data.tokenizer import load_tokenizer
 from evaluation.isda import (
     Measured,
@@ -26,13 +26,13 @@ from evaluation.isda import (
     summary,
     table,
 )
-from evaluation.isda_plot import isda_figure
-from model.iais import Blocks, attention_blocks
+from evaluation.plots.isda_plot import isda_figure
+from model.iais import Blocks, PairAttention
 
 
 def blocks_of(words: Tensor, regions: Tensor) -> Blocks:
     """Blocks of which only the two that ISDa looks at are there."""
-    return Blocks(LL=words.log(), VV=regions.log(), LV=torch.empty(0), VL=torch.empty(0))
+    return Blocks(words.log(), torch.empty(0), torch.empty(0), regions.log())
 
 
 def members(rows: list[set[int]], count: int) -> np.ndarray:
@@ -64,8 +64,10 @@ def test_by_hand() -> None:
     # rows 0.4, 0.2 and 0.2, 0.6 of words; 0.5, 0.5 and 0.4, 0.6 of regions
     expected_words, expected_regions = [[2 / 3, 1 / 3], [1 / 4, 3 / 4]], [[1 / 2, 1 / 2], [2 / 5, 3 / 5]]
     blocks = blocks_of(words, regions)
-    assert among_objects(blocks.LL, torch.from_numpy(objects.pieces)).exp().numpy() == pytest.approx(np.array(expected_words))
-    assert among_objects(blocks.VV, torch.from_numpy(objects.regions)).exp().numpy() == pytest.approx(
+    assert among_objects(blocks.intra, torch.from_numpy(objects.pieces)).exp().numpy() == pytest.approx(
+        np.array(expected_words)
+    )
+    assert among_objects(blocks.other, torch.from_numpy(objects.regions)).exp().numpy() == pytest.approx(
         np.array(expected_regions)
     )
     # (p - q) log(p / q) in both places of a row: 1/6 log(4/3) - 1/6 log(2/3), and 3/20 (log(8/5) - log(4/5)) with its sign
@@ -88,11 +90,12 @@ def test_plain_loops() -> None:
     for _ in range(20):
         words, regions, count = (int(rng.integers(low, high)) for low, high in ((5, 12), (5, 12), (2, 5)))
         scores = torch.from_numpy(rng.normal(size=(3, words + 2 + regions, words + 2 + regions)))
-        blocks = attention_blocks(scores, words + 2)
+        pair = PairAttention.of_map(scores, words + 2)
+        blocks = pair.head_mean()
         pieces = [set(part.tolist()) for part in np.array_split(rng.permutation(words), count + 1)[:count]]
         found = [set(rng.choice(regions, size=int(rng.integers(1, 4))).tolist()) for _ in range(count)]
-        measured = measure_isda(blocks, Objects(members(pieces, words), members(found, regions)))
-        expected = naive_isda(blocks.LL.exp().numpy(), blocks.VV.exp().numpy(), pieces, found)
+        measured = measure_isda(pair, Objects(members(pieces, words), members(found, regions)))
+        expected = naive_isda(blocks.intra.exp().numpy(), blocks.other.exp().numpy(), pieces, found)
         assert measured["isda"] == pytest.approx(expected)
         disjoint = sum(map(len, found)) == len(set().union(*found))
         assert measured["isda_disjoint"] == (pytest.approx(expected) if disjoint else pytest.approx(math.nan, nan_ok=True))
@@ -106,19 +109,17 @@ def test_hardly_any_attention_on_objects() -> None:
     scores = torch.zeros(1, 7, 7)
     scores[:, 1:3, 1] = -3e4  # neither of the words attends to the first, nor of the regions to the last
     scores[:, 4:, 6] = -3e4
-    value = isda(attention_blocks(scores, 4), Objects(members([{0}, {1}], 2), members([{1}, {2}], 3)))
+    value = isda(PairAttention.of_map(scores, 4).head_mean(), Objects(members([{0}, {1}], 2), members([{1}, {2}], 3)))
     assert float(value) == pytest.approx(6e4)  # in each row all that one side has is where the other has e^-30000
 
 
 def test_even_attention() -> None:
     """Words are attended to by their number, and so are regions: 2 to 1, and 1 to 2; one region counts for two objects."""
-    blocks = evened(attention_blocks(torch.randn(2, 9, 9), 5))
-    assert {name: tuple(block.shape) for name, block in blocks._asdict().items()} == {
-        "LL": (3, 3), "VV": (4, 4), "LV": (3, 4), "VL": (4, 3)
-    }  # fmt: skip
-    value = measure_isda(blocks, Objects(members([{0, 1}, {2}], 3), members([{0}, {1, 2}], 4)))
+    even = evened(PairAttention.of_map(torch.randn(2, 9, 9), 5))
+    assert [tuple(block.shape) for block in even.head_mean()] == [(3, 3), (3, 4), (4, 3), (4, 4)]
+    value = measure_isda(even, Objects(members([{0, 1}, {2}], 3), members([{0}, {1, 2}], 4)))
     assert value["isda"] == value["isda_disjoint"] == pytest.approx(2 / 3 * math.log(2))
-    shared = measure_isda(blocks, Objects(members([{0, 1}, {2}], 3), members([{0, 1}, {1}], 4)))
+    shared = measure_isda(even, Objects(members([{0, 1}, {2}], 3), members([{0, 1}, {1}], 4)))
     assert shared["isda"] == pytest.approx(0, abs=1e-6)
     assert math.isnan(shared["isda_disjoint"])
 

@@ -17,6 +17,7 @@ from data.image_db import ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase, TextDatabaseWriter
 from evaluation.analysis import analyse
+from evaluation.options import InferenceOptions
 from evaluation.recall import UNRANKED, Ranks, ranks, recalls
 from evaluation.report.build import write_report
 from evaluation.report.captions import Captions, displayable
@@ -31,7 +32,6 @@ from tests.conftest import BUNDLED
 from tests.test_programs import fails
 from utils.errors import InputError
 from utils.files import save_json, save_npz, sha256
-from utils.run_options import InferenceOptions
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.boxes import BoxRule
 from data.image_db import Image, ImageDatabase
 from data.text_db import Text, TextDatabase
 from evaluation import retriever as module
@@ -201,7 +202,7 @@ def test_an_empty_database(retriever: Retriever, tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "feat_numbb36")) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"__keys__", b"[]")
     with pytest.raises(InputError, match="empty image database"):
-        retriever.rank(CAPTION, ImageDatabase(tmp_path, conf_th=-1))
+        retriever.rank(CAPTION, ImageDatabase(tmp_path, BoxRule(-1)))
 
 
 def test_a_checkpoint_without_a_ranking_head(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ import torch
 
 import inf_itm
 from data.loader import Loader
-from evaluation import score, unfinished
-from evaluation.score import score_matrix
-from model.retrieval import Compute
+from evaluation import scoring, unfinished
+from evaluation.scoring import score_matrix
+from model.retrieval import ComputeSettings
 from tests.conftest import BUNDLED
 from tests.launch import LAUNCHERS, finish, run, start
 from tests.test_programs import fails, inference
-from utils.distributed import Alone
+from utils.distributed import SingleProcess
 
 DATABASES = BUNDLED.text_db, BUNDLED.image_db
 
@@ -37,9 +37,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 KILLED = """
 import sys
-import evaluation.score, inf_itm
+import evaluation.scoring, inf_itm
 from tests.killer import at_call
-at_call(evaluation.score, "_score_block", 5)()
+at_call(evaluation.scoring, "_score_block", 5)()
 inf_itm.main(sys.argv[1:])
 """
 
@@ -63,15 +63,15 @@ def assert_same_scores(one: Path, other: Path) -> None:
 def test_goes_on_where_it_stopped(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed(tmp_path / "out")
     done = int((~np.isnan(np.load(tmp_path / "out/scores.partial.npy")).any(axis=1)).sum())
-    assert done == 4 * score.TEXTS_PER_BLOCK
+    assert done == 4 * scoring.TEXTS_PER_BLOCK
     scored: list[str] = []
-    score_block = score._score_block
+    score_block = scoring._score_block
 
     def recording(model: Any, compute: Any, batch: Any, *rest: Any) -> np.ndarray:
         scored.extend(batch.text_ids)
         return score_block(model, compute, batch, *rest)
 
-    monkeypatch.setattr(score, "_score_block", recording)
+    monkeypatch.setattr(scoring, "_score_block", recording)
     inf_itm.main(inference(*DATABASES, tmp_path / "out"))
     assert len(scored) == 200 - done
     assert_same_scores(whole, tmp_path / "out")
@@ -114,12 +114,12 @@ def test_only_with_the_same_model_and_data(tmp_path: Path, whole: Path, capsys: 
     )
 
 
-def test_a_large_matrix_lies_in_a_file(monkeypatch: pytest.MonkeyPatch, compute: Compute, loader: Loader) -> None:
+def test_a_large_matrix_lies_in_a_file(monkeypatch: pytest.MonkeyPatch, compute: ComputeSettings, loader: Loader) -> None:
     """That of a validation, too, which nobody goes on with."""
     source, model = BUNDLED.source(), BUNDLED.model()
-    in_memory = score_matrix(model, source, compute, loader, Alone())
+    in_memory = score_matrix(model, source, compute, loader, SingleProcess())
     monkeypatch.setattr(unfinished, "IN_MEMORY_BYTES", 4 * 200 * 40 - 1)
-    on_disk = score_matrix(model, source, compute, loader, Alone())
+    on_disk = score_matrix(model, source, compute, loader, SingleProcess())
     assert not isinstance(in_memory.scores, np.memmap)
     assert isinstance(on_disk.scores, np.memmap)
     assert np.array_equal(in_memory.scores, on_disk.scores)

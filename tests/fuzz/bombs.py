@@ -16,17 +16,17 @@ import msgpack
 import numpy as np
 import torch
 
-from data.record import MAX_ARRAY_BYTES
-from scripts.regions import tsv
-from scripts.regions.folder import load_npz
-from scripts.regions.plain_pickle import read_plain
+from data.records import MAX_ARRAY_BYTES
+from data.sources import region_tsv as tsv
+from data.sources.plain_pickle import read_plain
+from data.sources.region_files import load_npz
 from tests.fuzz.checkpoints import pickle_of, saved, with_pickle
 from tests.fuzz.records import image_reader, text_reader
 from tests.fuzz.sandbox import Outcome, Sandbox
 from tests.fuzz.target import MIB, SECONDS
 from utils.errors import InputError
 from utils.files import read_json
-from utils.save import load_tensors
+from utils.tensors import load_tensors
 
 TEXT, IMAGE, ZIPPED, PICKLE, TENSORS = 448 * MIB, 512 * MIB, 512 * MIB, 320 * MIB, 128 * MIB
 JSON_BYTES_PER_BYTE = 40

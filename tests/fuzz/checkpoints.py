@@ -20,7 +20,7 @@ from tests.fuzz.mutations import Seed, mutated, zip_seed
 from tests.fuzz.sources import pickle_seed
 from tests.fuzz.target import MIB, Target
 from tests.fuzz.values import json_like
-from utils.save import load_tensors
+from utils.tensors import load_tensors
 
 SMALL = UniterConfig(
     vocab_size=12, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4, max_position_embeddings=8,

@@ -15,9 +15,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from data.image_db import ImageDatabase
+from data.lmdb_store import LmdbReader
 from data.pages import check_pages
-from data.record import read_npz, write_msgpack, write_npz
-from data.store import LmdbReader
+from data.records import read_npz, write_msgpack, write_npz
 from data.text_db import TextDatabase
 from tests.conftest import BUNDLED
 from tests.fuzz import databases
@@ -162,7 +162,7 @@ def sidecar_targets(folder: Path) -> list[Target]:
     def read_texts(data: bytes) -> None:
         write_files(folder / "text.db", data)
         database = TextDatabase(folder / "text.db")
-        [database.ids.place(text_id) for text_id in database.ids]
+        [database.index_of[text_id] for text_id in database.ids]
 
     (folder / "images/feat_th0.2_max100_min10").mkdir(parents=True)
     numbers = json.loads((BUNDLED.image_db / "nbb_th0.2_max100_min10.json").read_bytes())

@@ -1,6 +1,6 @@
 """Fuzz every reader with many inputs, and measure what bombs take: ``python -m tests.fuzz.run --inputs 10000``.
 
-Prints the tables of docs/robustness.md. What led to a finding is left in files, which are named, and the exit code is then 1.
+Prints the tables of docs/log.md. What led to a finding is left in files, which are named, and the exit code is then 1.
 """
 
 from __future__ import annotations

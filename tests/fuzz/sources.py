@@ -14,16 +14,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 from data.boxes import BoxRule
-from data.image_db import pack_image
-from scripts.annotations import all_captions, read_annotations
-from scripts.regions import folder as folders
-from scripts.regions import tsv
-from scripts.regions.plain_pickle import read_plain
-from scripts.regions.source import Arrays
+from data.image_db import encode_image
+from data.sources import region_files as folders
+from data.sources import region_tsv as tsv
+from data.sources.captions import all_captions, read_annotations
+from data.sources.plain_pickle import read_plain
+from data.sources.region_source import Arrays
+from tests.data.sources.test_regions import ARRAYS, PLAIN, ROWS, SIZE, Detected, line, save_milvlg, save_mmf
 from tests.fuzz.mutations import Seed, mutated, zip_seed
 from tests.fuzz.target import MIB, Target, one_of_files, pack_files, write_files
 from tests.fuzz.values import json_like
-from tests.scripts.test_regions import ARRAYS, PLAIN, ROWS, SIZE, Detected, line, save_milvlg, save_mmf
 
 FOUND = [Detected(seed, boxes=4) for seed in range(3)]
 
@@ -136,7 +136,7 @@ def image_targets(folder: Path) -> list[Target]:
 
 
 def _pack(arrays: Arrays) -> None:
-    pack_image(**arrays, rule=BoxRule(), compressed=False)
+    encode_image(**arrays, rule=BoxRule(), compressed=False)
 
 
 def pickle_seed(data: bytes, start: int = 0) -> Seed:

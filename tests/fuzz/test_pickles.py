@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
-from data.record import read_msgpack, read_npz
+from data.records import read_msgpack, read_npz
+from data.sources.plain_pickle import read_plain
+from data.sources.region_files import load_npy_pair, load_npz
 from model.checkpoint import read_state_dict
-from scripts.regions.folder import load_npy_pair, load_npz
-from scripts.regions.plain_pickle import read_plain
+from tests.data.sources.test_regions import Detected, save_milvlg, save_mmf
 from tests.fuzz.checkpoints import pickle_of, saved, with_pickle
-from tests.scripts.test_regions import Detected, save_milvlg, save_mmf
 
 FOUND = Detected(0)
 SHARES = np.zeros((15, 6), np.float32)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.ablation.grid import Grid, Run, planned
+from evaluation.ablation.statistics import estimate, student_quantile
+from evaluation.ablation.table import as_markdown, rows_of
+from evaluation.ablation.work import ProgramFailed, Programs, finished
 from scripts import ablate
-from scripts.ablation.grid import Grid, Run, planned
-from scripts.ablation.statistics import estimate, student_quantile
-from scripts.ablation.table import as_markdown, rows_of
-from scripts.ablation.work import ProgramFailed, Programs, finished
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
 from utils.options import read_json_as

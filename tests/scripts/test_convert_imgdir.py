@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.boxes import BoxRule
 from data.image_db import ImageDatabase
-from data.store import LmdbReader
+from data.lmdb_store import LmdbReader
 from scripts.convert_imgdir import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +55,7 @@ def convert(folder: Path, output: Path, *flags: str) -> None:
 def test_every_layout_is_sorted_filtered_and_half(folder: Path, tmp_path: Path, flags: list[str]) -> None:
     convert(folder, tmp_path / "db", *flags)
     conf_th = -1 if "--conf_th" in flags else 0.2
-    database = ImageDatabase(tmp_path / "db", conf_th=conf_th, **RULE, compressed="--compress" in flags)
+    database = ImageDatabase(tmp_path / "db", BoxRule(conf_th=conf_th, **RULE), compressed="--compress" in flags)
     assert database.names() == sorted(path.name for path in folder.iterdir())
     for number, name in enumerate(database.names()):
         source = regions(1 + number, number)
@@ -125,7 +126,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
     assert listed["b_noconf"] == "has no conf"
     assert "not an .npz" in listed["b_text"]
     assert "expected a number of boxes from 1 to 5" in listed["b_nbb"]
-    database = ImageDatabase(tmp_path / "db", **RULE)
+    database = ImageDatabase(tmp_path / "db", BoxRule(**RULE))
     assert len(database) == 11
     assert all(name.startswith("made_") for name in database.names())
     database.close()

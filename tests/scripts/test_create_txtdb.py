@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from data.lmdb_store import LmdbReader
 from data.picture_names import feature_name
-from data.store import LmdbReader
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
 from scripts.create_txtdb import main

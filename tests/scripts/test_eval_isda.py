@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from data.entities import read_annotated
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.loader import Loader
-from data.tasks import PairSource
+from data.sources.entities import read_annotated
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.retriever import Retriever
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts import convert_imgdir, create_txtdb
 from scripts.eval_isda import main, record_names
-from scripts.make_scenes import make_scenes
-from scripts.scenes.write import Recipe
 from tests import test_programs
 from tests.conftest import BUNDLED
 from tests.evaluation.test_isda import naive_isda
@@ -187,10 +187,10 @@ def test_without_annotation_it_is_the_alignment_losses(tmp_path: Path, scenes: S
     assert measured["counts"] == {"pairs": 5 * TEST, "images": TEST}
     retriever = Retriever.from_checkpoint(scenes.folder / "model.pt", scenes.folder / "model.json", device="cpu")
     with (
-        connect() as workers,
-        PairSource(str(scenes.folder / "itm_test.db"), str(scenes.folder / "db"), retriever.config, {}) as source,
+        connect() as group,
+        RetrievalSplit(str(scenes.folder / "itm_test.db"), str(scenes.folder / "db"), retriever.config.input_limits) as source,
     ):
-        losses = alignment_of_positives(retriever.model, source, retriever.compute, Loader(torch.device("cpu")), workers)
+        losses = alignment_of_positives(retriever.model, source, retriever.compute, Loader(torch.device("cpu")), group)
     for name, by_way in losses.items():
         for way, value in by_way.items():
             assert measured["layers"][-1][f"{name}_{way}"] == pytest.approx(value, rel=1e-4)

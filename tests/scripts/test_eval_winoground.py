@@ -14,17 +14,18 @@ import pytest
 import torch
 
 from data.batch import collate
+from data.boxes import BoxRule
 from data.image_db import Image, ImageDatabase, ImageDatabaseWriter
 from data.text_db import Text
 from data.tokenizer import load_tokenizer
 from evaluation import winoground
+from examples.scenes.dataset import Recipe
+from examples.scenes.files import make_scenes
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import UniterConfig
-from model.retrieval import Compute, RetrievalModel
+from model.retrieval import ComputeSettings, RetrievalModel
 from scripts import convert_imgdir
 from scripts.eval_winoground import main
-from scripts.make_scenes import make_scenes
-from scripts.scenes.write import Recipe
 from tests import test_programs
 from tests.conftest import BUNDLED
 from utils.files import sha256
@@ -64,17 +65,19 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     return Scenes(folder)
 
 
-def one_at_a_time(scenes: Scenes, compute: Compute, **settings: Any) -> np.ndarray:
+def one_at_a_time(scenes: Scenes, compute: ComputeSettings, **settings: Any) -> np.ndarray:
     """(E, 2, 2): the scores of all examples, each pair in a batch of its own."""
     config = UniterConfig.from_json(scenes.folder / "model.json")
     model, tokenizer = RetrievalModel(config).eval(), load_tokenizer()
     load_checkpoint(model, scenes.folder / "model.pt")
-    database = ImageDatabase(scenes.folder / "db", **settings)
+    database = ImageDatabase(scenes.folder / "db", BoxRule(**settings))
     cls_id, sep_id = tokenizer.ids["[CLS]"], tokenizer.ids["[SEP]"]
 
     def score(caption: str, image: Image) -> float:
         text = Text("", np.array(tokenizer.encode(caption)), "", {})
-        batch = collate([text], [image], torch.zeros(1, 2, dtype=torch.int64), cls_id=cls_id, sep_id=sep_id, config=config)
+        batch = collate(
+            [text], [image], torch.zeros(1, 2, dtype=torch.int64), cls_id=cls_id, sep_id=sep_id, limits=config.input_limits
+        )
         return float(model(batch, compute).scores)
 
     with torch.no_grad():
@@ -87,7 +90,11 @@ def one_at_a_time(scenes: Scenes, compute: Compute, **settings: Any) -> np.ndarr
 
 
 def test_twins(
-    tmp_path: Path, scenes: Scenes, compute: Compute, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    scenes: Scenes,
+    compute: ComputeSettings,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reads: list[str] = []
     read = ImageDatabase.__getitem__
@@ -118,7 +125,7 @@ def test_twins(
     assert f"{100 * results['image']:.2f}" in capsys.readouterr().out.splitlines()[1]
 
 
-def test_as_a_process_with_the_settings_of_a_training(tmp_path: Path, scenes: Scenes, compute: Compute) -> None:
+def test_as_a_process_with_the_settings_of_a_training(tmp_path: Path, scenes: Scenes, compute: ComputeSettings) -> None:
     """Its boxes, and the model.json beside them."""
     run = tmp_path / "log"
     run.mkdir()

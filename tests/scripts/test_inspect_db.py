@@ -22,13 +22,13 @@ from PIL import Image as Picture
 
 from data.boxes import BoxRule, parse_layout
 from data.image_db import ImageDatabaseWriter
-from data.record import read_msgpack, write_msgpack
-from data.store import LmdbReader
-from data.text_db import TextDatabaseWriter, pack_text
+from data.inspection import reading
+from data.inspection.report import bins
+from data.lmdb_store import LmdbReader
+from data.records import read_msgpack, write_msgpack
+from data.text_db import TextDatabaseWriter, encode_text
 from data.tokenizer import load_tokenizer
 from scripts.inspect_db import main
-from scripts.inspection import reading
-from scripts.inspection.report import bins
 from tests.conftest import BUNDLED
 from utils.errors import InputError
 
@@ -54,8 +54,8 @@ def regions(rows: int, seed: int) -> Arrays:
     }
 
 
-def write_images(path: Path, **options: Any) -> None:
-    with ImageDatabaseWriter(path, **{**RULE, **options}) as writer:
+def write_images(path: Path, *, keep_all: bool = False, compressed: bool = False, **options: Any) -> None:
+    with ImageDatabaseWriter(path, None if keep_all else BoxRule(**{**RULE, **options}), compressed=compressed) as writer:
         for number, name in enumerate(IMAGES):
             writer.put(name, **regions(ROWS[number], number))
 
@@ -223,7 +223,7 @@ def test_bins() -> None:
 
 def text(**changes: Any) -> bytes:
     """The record of text 3, changed."""
-    return pack_text(**{"input_ids": load_ids(1), "image": IMAGES[1], **changes})
+    return encode_text(**{"input_ids": load_ids(1), "image": IMAGES[1], **changes})
 
 
 def load_ids(number: int) -> list[int]:
@@ -528,7 +528,7 @@ def test_image_fault_is_named(pair: Path, inspect: Callable[..., Inspection], fa
 def test_all_faults_of_a_record_are_listed_and_no_more_than_ten_examples(
     pair: Path, inspect: Callable[..., Inspection]
 ) -> None:
-    with ImageDatabaseWriter(pair / "many", **RULE) as writer:
+    with ImageDatabaseWriter(pair / "many", BoxRule(**RULE)) as writer:
         for number in range(12):
             arrays = regions(4, number)
             writer.put(f"{number:02}.npz", **arrays)
@@ -624,7 +624,7 @@ def test_damaged_pages_are_a_fault(pair: Path, inspect: Callable[..., Inspection
 def test_a_worker_that_is_killed_is_a_fault(
     tmp_path: Path, inspect: Callable[..., Inspection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ImageDatabaseWriter(tmp_path, **RULE) as writer:
+    with ImageDatabaseWriter(tmp_path, BoxRule(**RULE)) as writer:
         for number in range(70):
             writer.put(f"{number:012d}.npz", **{**regions(4, number), "features": np.ones((4, 1024))})
     file = tmp_path / FOLDER / "data.mdb"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.boxes import BoxRule
 from data.image_db import ImageDatabase
 from data.text_db import TextDatabase
 from tests.standins import ROOT, Docker, run, says
@@ -24,12 +25,10 @@ def docker(tmp_path: Path) -> Docker:
 
 
 @pytest.mark.parametrize("command", [(), ("python", "other.py", "--gpu", "0 1", "*")])
-def test_what_the_detectors_container_is_asked(docker: Docker, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_extraction_passes_folders_command_and_exit_code(docker: Docker, tmp_path: Path, command: tuple[str, ...]) -> None:
     output = tmp_path / "made, here"
-    done = run(
-        "bash", EXTRACT, "my pictures", output, *command, cwd=tmp_path, PATH=docker.path, IMAGE=BUTD, CODE=37,
-        CUDA_VISIBLE_DEVICES=3,
-    )  # fmt: skip
+    changes = {"PATH": docker.path, "IMAGE": BUTD, "CODE": 37, "CUDA_VISIBLE_DEVICES": 3}
+    done = run("bash", EXTRACT, "my pictures", output, *command, cwd=tmp_path, **changes)
     assert (done.returncode, done.stdout, done.stderr) == (37, "from inside\n", "")
     assert docker.recorded() == [
         *("run", "--rm", "--init", "--ipc=host", "--workdir", "/src"),
@@ -41,7 +40,7 @@ def test_what_the_detectors_container_is_asked(docker: Docker, tmp_path: Path, c
     assert output.is_dir()
 
 
-def test_what_extraction_refuses(docker: Docker, tmp_path: Path) -> None:
+def test_extraction_refuses_what_is_missing(docker: Docker, tmp_path: Path) -> None:
     pictures, output = tmp_path / "my pictures", tmp_path / "made"
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -51,16 +50,16 @@ def test_what_extraction_refuses(docker: Docker, tmp_path: Path) -> None:
         assert not docker.record.exists()
 
     refused("usage: extract_imgfeat.sh IMG_DIR IMG_NPY", pictures)
-    refused(f"IMG_DIR: no folder '{tmp_path}/none'", tmp_path / "none", output)
+    refused(f"IMG_DIR: cannot enter folder '{tmp_path}/none'", tmp_path / "none", output)
     refused("IMG_DIR: no .jpg, .jpeg or .png file", tmp_path / "empty", output)
-    refused(f"IMG_NPY: folder '{tmp_path}/file' cannot be made", pictures, tmp_path / "file")
-    refused("docker's engine does not answer", pictures, output, INFO=1)
+    refused(f"IMG_NPY: cannot create folder '{tmp_path}/file'", pictures, tmp_path / "file")
+    refused("the docker daemon does not answer", pictures, output, INFO=1)
     refused("no image 'other'; get it with 'docker pull other'", pictures, output, IAIS_BUTD_IMAGE="other")
     done = run("bash", EXTRACT, pictures, output, PATH=docker.path, IMAGE="other", IAIS_BUTD_IMAGE="other")
     assert (done.returncode, "other" in docker.recorded()) == (0, True)
 
 
-def test_text_databases_of_the_paper(tmp_path: Path) -> None:
+def test_create_text_databases(tmp_path: Path) -> None:
     sentences = [{"sentid": 1, "raw": "A man."}]
     splits = {"flickr30k": ["train", "val", "test"], "coco": ["train", "restval", "val", "test"]}
     for name, of_name in splits.items():
@@ -75,7 +74,7 @@ def test_text_databases_of_the_paper(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "made").iterdir()}
     assert made == {f"itm_{name}_{split}.db" for name, of_name in splits.items() for split in of_name}
-    assert "itm_coco_val.db: is there already" in done.stdout
+    assert "itm_coco_val.db: exists already" in done.stdout
     assert not list((tmp_path / "made/itm_coco_val.db").iterdir())
     database = TextDatabase(tmp_path / "made/itm_coco_restval.db")
     assert list(database.images) == ["coco_val2014_000000000001.npz"]
@@ -85,13 +84,13 @@ def test_text_databases_of_the_paper(tmp_path: Path) -> None:
     assert run(*words, tmp_path / "other", "--splits", "x").returncode == 2
 
 
-def test_an_image_database_by_the_folders_name(tmp_path: Path) -> None:
+def test_image_database_is_named_after_its_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     np.savez(tmp_path / "mine/a.npz", features=np.ones((3, 4)), norm_bb=np.full((3, 6), 0.5), conf=np.full(3, 0.5))
     words = ("bash", ROOT / "scripts/create_imgdb.sh")
     done = run(*words, tmp_path / "mine/", tmp_path / "img_db", "--conf_th", "-1", "--nproc", 1)
     assert done.returncode == 0, done.stderr
-    database = ImageDatabase(tmp_path / "img_db/mine", conf_th=-1)
+    database = ImageDatabase(tmp_path / "img_db/mine", BoxRule(-1))
     assert database.names() == ["a.npz"]
     database.close()
     says(run(*words, tmp_path), 2, "usage: create_imgdb.sh IMG_NPY IMG_DB")

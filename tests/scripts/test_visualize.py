@@ -16,13 +16,13 @@ from data.image_db import ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
-from evaluation.curves import curves_figure, running_mean
+from evaluation.plots.curves import curves_figure, running_mean
 from scripts.visualize import main, short_names
 from tests.conftest import BUNDLED
 from tests.launch import ROOT
 from tests.test_programs import fails
 from utils.errors import InputError
-from utils.run_log import RunLog, read_scalars
+from utils.logging import RunLog, read_scalars
 
 TEXTS = TextDatabase(BUNDLED.text_db)
 TEXT_ID, IMAGE = TEXTS.ids[3], TEXTS.images[TEXTS.image_of[3]]

@@ -7,24 +7,24 @@ import sys
 import pytest
 import torch
 
-from utils.distributed import Alone, connect
+from utils.distributed import SingleProcess, connect
 from utils.errors import InputError
 from utils.precision import choose_device
 
 
 def test_without_a_launcher_there_is_one_process() -> None:
-    with connect({"PATH": "/bin", "RANK": "0"}) as workers:
-        assert isinstance(workers, Alone)
-        assert (workers.rank, workers.size, workers.first) == (0, 1, True)
+    with connect({"PATH": "/bin", "RANK": "0"}) as group:
+        assert isinstance(group, SingleProcess)
+        assert (group.rank, group.world_size, group.is_main) == (0, 1, True)
         tensor = torch.ones(3)
-        workers.average(tensor)
-        workers.broadcast([tensor])
+        group.average(tensor)
+        group.broadcast([tensor])
         assert tensor.tolist() == [1, 1, 1]
         value = {"tensor": tensor}
-        assert workers.share(value) is value
-        assert workers.gather(value) == [value]
-        assert "one process" in workers.launcher
-        with pytest.raises(InputError, match="as it is"), workers.agreed():
+        assert group.share(value) is value
+        assert group.gather(value) == [value]
+        assert "one process" in group.launcher
+        with pytest.raises(InputError, match="as it is"), group.raise_on_all_ranks():
             raise InputError("as it is")
 
 

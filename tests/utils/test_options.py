@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.options import InferenceOptions
 from model.config import UniterConfig
+from optim.options import TrainOptions
 from utils.errors import InputError
 from utils.options import parse_options, read_json_as
-from utils.run_options import InferenceOptions, TrainOptions
 
 CONFIGS = Path(__file__).parent.parent.parent / "config"
 NEEDED = {

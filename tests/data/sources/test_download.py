@@ -1,133 +1,157 @@
-"""What is left to do for a file, and archives that are truncated, damaged or hostile."""
+"""Downloads from a web server that misbehaves, and archives that are truncated or hostile."""
 
 from __future__ import annotations
 
 import io
 import random
-import shutil
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from data.sources.download import Damaged, Entry, unpack
-from data.sources.mirror import Mirror, Version
-from data.sources.threads import Pool
-from tests.web import Site
+from data.sources import download
+from tests.web import Fault, Site
+from utils.errors import InputError
+
+CONTENTS, OTHER = random.Random(0).randbytes(30_000), random.Random(1).randbytes(30_000)
+CUT, LATER = Fault(sent=10_000), "bytes=10000-"
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Path:
-    return tmp_path / "top.tar"
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setattr(download, "STALL", "1")
+    with Site() as server:
+        server.files["file"] = CONTENTS
+        yield server
 
 
-def refusal(archive: Path) -> str:
-    """Return why an archive is refused, of which nothing must be left."""
-    with pytest.raises(Damaged) as refused:
-        unpack(archive, archive.with_suffix(""), Pool(1))
-    assert list(archive.parent.iterdir()) == [archive]
-    assert str(refused.value).startswith(f"{archive}: ")
-    return str(refused.value)
+@pytest.fixture
+def fetch(site: Site, tmp_path: Path) -> Callable[[], bytes]:
+    """Fetch the site's file, without pauses; its partial download is the only file then."""
 
+    def call() -> bytes:
+        file = download.Curl(0).fetch(f"{site.url}/file", tmp_path / "model.pt")
+        assert list(tmp_path.iterdir()) == [file]
+        return file.read_bytes()
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname, info.size = kind, link, size
-    return info
+    return call
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("faults", "always", "ranges"),
     [
-        ([member("../evil")], "'../evil' is not below top/"),
-        ([member("top/../../evil")], "would be extracted to"),
-        ([member("top/../evil")], "would be extracted to"),
-        ([member("/tmp/evil")], "'/tmp/evil' is not below top/"),
-        ([member("top/x", tarfile.SYMTYPE, "/etc")], "'top/x' is neither a file nor a folder"),
-        ([member("top/x", tarfile.SYMTYPE, "y")], "'top/x' is neither"),
-        ([member("top/x"), member("top/y", tarfile.LNKTYPE, "top/x")], "'top/y' is neither"),
-        ([member("top/x", tarfile.CHRTYPE)], "'top/x' is neither"),
-        ([member("top/x", tarfile.FIFOTYPE)], "'top/x' is neither"),
-        ([member("top/x", size=-512)], "'top/x' is neither"),
-        ([member("top/x"), member("topmost/x")], "'topmost/x' is not below top/"),
-        ([member("top")], "damaged, or not a tar archive"),
-        ([member("top/x"), member("top/x/y")], "damaged, or not a tar archive"),
-        ([member("top", tarfile.DIRTYPE)], "holds no file of top/"),
-        ([], "holds no file of top/"),
+        pytest.param(
+            [CUT, *[Fault(sent=500)] * 9], {}, [None, *(f"bytes={n}-" for n in range(10_000, 14_501, 500))], id="often"
+        ),
+        pytest.param([Fault(503), CUT, *map(Fault, (503, 429, 500, 504))], {}, [None, None, *[LATER] * 5], id="busy"),
+        pytest.param([Fault(302, headers={"Location": "/uniter/file"}), CUT], {}, [None, None, LATER], id="redirected"),
+        pytest.param([CUT, Fault(ranges=False)], {}, [None, LATER, None], id="no ranges"),
+        pytest.param([CUT, Fault(416)], {}, [None, LATER, None], id="unsatisfiable"),
+        pytest.param([CUT, Fault(206)], {}, [None, LATER, None], id="any part"),
+        pytest.param([CUT], {"ETag": None, "Last-Modified": "Sun, 01 Sep 2019 12:00:00 GMT"}, [None, LATER], id="no ETag"),
+        pytest.param([CUT], {"ETag": 'W/"1"'}, [None, None], id="no strong ETag"),
+        pytest.param([Fault(sent=10_000, headers={"Content-Length": "10000"})], {}, [None, None], id="wrong length"),
+        pytest.param([Fault(sent=10_000, stalls=True)], {}, [None, LATER], id="stall"),
     ],
 )
-@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_hostile_archives(archive: Path, members: list[tarfile.TarInfo], message: str, form: int) -> None:
-    blocks = [info.tobuf(tarfile.GNU_FORMAT if info.size < 0 else form) for info in members]
-    archive.write_bytes(b"".join(blocks) + bytes(10240))
-    assert message in refusal(archive)
-    assert not (archive.parent.parent / "evil").exists()
+def test_a_broken_download_is_resumed(
+    site: Site, fetch: Callable[[], bytes], faults: list[Fault], always: dict[str, str | None], ranges: list[str | None]
+) -> None:
+    site.always = Fault(headers=always)
+    site.faults["file"].extend(faults)
+    assert fetch() == CONTENTS
+    assert site.ranges("file") == ranges
+
+
+def test_what_was_received_is_kept_unless_the_file_changed(site: Site, fetch: Callable[[], bytes]) -> None:
+    site.faults["file"].extend([Fault(sent=12_000), *[Fault(sent=0)] * 5])
+    with pytest.raises(
+        InputError, match="with 18000 bytes remaining to read, 6 tries in a row; rerun to resume, or name a copy"
+    ):
+        fetch()
+    assert fetch() == CONTENTS
+    assert site.ranges("file")[6:] == ["bytes=12000-"]
+    assert fetch() == CONTENTS
+    assert len(site.ranges("file")) == 7
+    site.files["file"] = OTHER
+    site.faults["file"].extend([CUT, Fault(404)])
+    with pytest.raises(
+        InputError, match=f"^{site.url}/file: the server answers 404; name a copy with --mirror URL, or a folder"
+    ):
+        fetch()
+    site.files["file"] = CONTENTS
+    assert fetch() == CONTENTS
+    assert site.ranges("file")[7:] == [None, LATER, None]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault(409), "the server answers 409; name a copy"),
+        (Fault(headers={"Content-Length": None}), "length unknown; expected a file; name a copy"),
+        (Fault(headers={"Content-Length": "0"}), "length 0; expected"),
+        (Fault(headers={"Content-Type": "text/html; charset=utf-8"}), "sends type text/html, "),
+    ],
+)
+def test_no_file(site: Site, fetch: Callable[[], bytes], fault: Fault, message: str) -> None:
+    site.always = fault
+    with pytest.raises(InputError, match=f"^{site.url}/file: .*{message}"):
+        fetch()
+
+
+def archive(folder: Path, members: list[tuple[str, bytes, str]], contents: bytes = b"") -> tuple[Path, int]:
+    """Write top.tar with members of these names, types and link targets; return it and the position of the mark at its end."""
+    with tarfile.open(folder / "top.tar", "w") as tar:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, len(contents) if kind == tarfile.REGTYPE else 0
+            tar.addfile(info, io.BytesIO(contents))
+        return folder / "top.tar", tar.offset
+
+
+def refused(file: Path) -> str:
+    """Return why an archive is refused, of which nothing must be left."""
+    with pytest.raises(tarfile.TarError) as error:
+        download.unpack(file, file.with_suffix(""))
+    assert list(file.parent.iterdir()) == [file]
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "target", "message"),
+    [
+        ("../evil", tarfile.REGTYPE, "", "'../evil' is not a file or folder below top/"),
+        ("top/../../evil", tarfile.REGTYPE, "", "would be extracted to"),
+        ("/tmp/evil", tarfile.REGTYPE, "", "'/tmp/evil' is not"),
+        ("topmost/x", tarfile.REGTYPE, "", "'topmost/x' is not"),
+        ("top/x", tarfile.SYMTYPE, "/etc", "'top/x' is not"),
+        ("top/x", tarfile.LNKTYPE, "top/good", "'top/x' is not"),
+        ("top/x", tarfile.CHRTYPE, "", "'top/x' is not"),
+        ("top/x", tarfile.FIFOTYPE, "", "'top/x' is not"),
+    ],
+)
+def test_hostile_archives(tmp_path: Path, name: str, kind: bytes, target: str, message: str) -> None:
+    (tmp_path / "in").mkdir()
+    file, _ = archive(tmp_path / "in", [("top/good", tarfile.REGTYPE, ""), (name, kind, target)])
+    assert message in refused(file)
+    assert not (tmp_path / "evil").exists()
     assert not Path("/tmp/evil").exists()
 
 
-def written(form: int, files: dict[str, bytes]) -> tuple[bytes, int]:
-    """Return an archive of ``files`` below ./top/, and the position of the mark at its end."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for name in (".", "./top"):
-            tar.addfile(member(name, tarfile.DIRTYPE))
-        for name, contents in files.items():
-            tar.addfile(member(f"./top/{name}", size=len(contents)), io.BytesIO(contents))
-        end = tar.offset
-    return buffer.getvalue(), end
-
-
-@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_an_archive_truncated_anywhere(archive: Path, form: int) -> None:
-    long = "x" * 90 + "/" + "y" * (90 if form == tarfile.USTAR_FORMAT else 150)
-    files = {name: random.Random(0).randbytes(700) for name in ("a", long, "last")}
-    whole, end = written(form, files)
+def test_an_archive_truncated_anywhere(tmp_path: Path) -> None:
+    names = ["a", "x" * 90 + "/" + "y" * 150, "last"]
+    members = [("./top", tarfile.DIRTYPE, ""), *((f"./top/{name}", tarfile.REGTYPE, "") for name in names)]
+    file, end = archive(tmp_path, members, CONTENTS[:700])
+    whole = file.read_bytes()
     for cut in sorted({block + more for block in range(0, end + 1024, 512) for more in (0, 1, 300)}):
-        archive.write_bytes(whole[:cut])
-        refusal(archive)
-    archive.write_bytes(whole[: end + 1024])
-    folder = archive.with_suffix("")
-    unpack(archive, folder, Pool(1))
-    assert {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-
-
-def test_an_archive_with_wrong_bytes(archive: Path) -> None:
-    """Whatever is in it, it is refused or unpacked, and nothing is left beside."""
-    whole, end = written(tarfile.GNU_FORMAT, {"a": bytes(700), "b/c": bytes(100), "d" * 120: b"1"})
-    chance, refused = random.Random(0), 0
-    for _ in range(80):
-        damaged = bytearray(whole)
-        for _ in range(chance.choice((1, 3, 50))):
-            damaged[chance.randrange(end)] = chance.randrange(256)
-        archive.write_bytes(damaged)
-        try:
-            unpack(archive, archive.with_suffix(""), Pool(1))
-        except Damaged:
-            refused += 1
-            assert list(archive.parent.iterdir()) == [archive]
-        else:
-            shutil.rmtree(archive.with_suffix(""))
-    assert 20 < refused < 80
-
-
-def test_what_is_left_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    def left(path: str, folder: Path | None = None) -> tuple[int, int]:
-        entry = Entry(tmp_path, path).plan(folder, Mirror(site.url, int, float))
-        return entry.to_fetch, entry.to_unpack
-
-    with Site() as site:
-        site.files = {"model.pt": bytes(30_000), "images.tar": bytes(20_000)}
-        (tmp_path / ".images.partial").mkdir()  # left by a killed call
-        assert [left("model.pt"), left("images.tar")] == [(30_000, 0), (20_000, 20_000)]
-        assert not (tmp_path / ".images.partial").exists()
-        partial = Entry(tmp_path, "model.pt").partial
-        partial.start(Version(30_000, "1"))
-        partial.path.write_bytes(bytes(12_000))
-        assert left("model.pt") == (18_000, 0)
-        (tmp_path / "here").mkdir()
-        (tmp_path / "here/images.tar").write_bytes(bytes(5000))
-        assert left("images.tar", tmp_path / "here") == (0, 5000)
-        (tmp_path / "images.tar").write_bytes(bytes(4000))
-        assert left("images.tar") == (0, 4000)
+        file.write_bytes(whole[:cut])
+        refused(file)
+    file.write_bytes(whole[: end + 1024])
+    download.unpack(file, tmp_path / "top")
+    assert all((tmp_path / "top" / name).read_bytes() == CONTENTS[:700] for name in names)
+    archive(tmp_path, members[:1])
+    (tmp_path / "top").rename(tmp_path.parent / "done")
+    assert refused(file) == "it holds no file of top/"

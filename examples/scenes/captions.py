@@ -1,0 +1,223 @@
+"""Five true sentences about a scene: relations of two items, of three, a list, and a count.
+
+A sentence is kept as segments, so that the plain caption, its tokens and the Flickr30k-Entities line come from one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.scenes.layout import OPPOSITE, Item, Scene, related, relations
+
+WORDINGS = {
+    "left": ("to the left of", "on the left of"),
+    "right": ("to the right of", "on the right of"),
+    "above": ("above", "higher than"),
+    "below": ("below", "lower than"),
+}
+NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+PLURALS = {"cross": "crosses"}
+# No template of two items starts or ends with an item: a capital letter or a full stop at the word would make the two
+# captions of a twin pair differ in more than the order of their words.
+TWO_ITEMS = (
+    "There is {a} {rel} {b} here .",
+    "There is {a} {rel} {b} in {scene} .",
+    "We can see {a} {rel} {b} in {scene} .",
+    "In {scene} , {a} {rel} {b} can be seen .",
+)
+THREE_ITEMS = (
+    "There is {a} {rel} {b} and {rel2} {c} .",
+    "{scene} shows {a} {rel} {b} and {rel2} {c} .",
+    "{a} is {rel} {b} and {rel2} {c} .",
+)
+LIST = (
+    "There is {a} together with {b} and {c} .",
+    "{scene} contains {a} , {b} and {c} .",
+    "We can see {a} , {b} and also {c} .",
+    "{a} appears along with {b} and {c} .",
+)
+COUNT_ALL = (
+    "There are {n} , including {a} and {b} .",
+    "{n} are scattered around , among them {a} and {b} .",
+    "{scene} has {n} in it , such as {a} and {b} .",
+)
+COUNT_SHAPE = (
+    "There are {n} , and also {a} and {b} .",
+    "{scene} contains {n} as well as {a} and {b} .",
+    "We count {n} besides {a} and {b} .",
+)
+CAPTIONS = 5
+SCENE_WORDS = ("The picture", "This picture", "The drawing")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One item as a caption describes it; ``size`` may be left unsaid."""
+
+    item: int
+    size: str | None
+    colour: str
+    shape: str
+
+    @property
+    def text(self) -> str:
+        words = [word for word in (self.size, self.colour, self.shape) if word]
+        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+    def find(self, items: tuple[Item, ...]) -> Item | None:
+        """The item of any scene that answers to this description; there is never more than one."""
+        for item in items:
+            if (item.colour, item.shape) == (self.colour, self.shape) and self.size in (None, item.size):
+                return item
+        return None
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun phrase and the items it stands for; a phrase for the picture as a whole stands for none."""
+
+    text: str
+    items: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence, and what it claims: mentioned items, (first, relation, second) and (shape or None for all, number)."""
+
+    segments: tuple[str | Phrase, ...]
+    mentions: tuple[Mention, ...]
+    relations: tuple[tuple[Mention, str, Mention], ...] = ()
+    count: tuple[str | None, int] | None = None
+
+    @property
+    def raw(self) -> str:
+        text = " ".join(segment if isinstance(segment, str) else segment.text for segment in self.segments)
+        return text.replace(" ,", ",").replace(" .", ".")
+
+    @property
+    def tokens(self) -> list[str]:
+        """Lower-case words without punctuation, as in Karpathy's files."""
+        return self.raw.lower().replace(",", "").replace(".", "").split()
+
+    def holds(self, items: tuple[Item, ...]) -> bool:
+        """Whether every claim is true of a scene with these items, be it the caption's own or another."""
+        found = {mention: mention.find(items) for mention in self.mentions}
+        if self.count:
+            shape, number = self.count
+            if sum(shape in (None, item.shape) for item in items) != number:
+                return False
+        if None in found.values():
+            return False
+        for first, relation, second in self.relations:
+            one, other = found[first], found[second]
+            if one is None or other is None or not related(one.box, relation, other.box):
+                return False
+        return True
+
+
+def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> list[Caption]:
+    """Five different captions, the first ``relations`` of them of two items: the swapped ones of a twin, in both directions."""
+    order = rng.permutation(len(scene.items)).tolist()
+    if scene.swap is None:
+        pairs = [(order[number % len(order)], order[(number + 1) % len(order)]) for number in range(relations)]
+        picked = [(*pair, _any_relation(scene, *pair, rng)) for pair in pairs]
+    else:
+        swap = scene.swap
+        both = [(swap.first, swap.second, swap.relation), (swap.second, swap.first, OPPOSITE[swap.relation])]
+        picked = [both[number % 2] for number in range(relations)]
+    captions: list[Caption] = []
+    for first, second, relation in picked:
+        caption = _two_items(scene, first, second, relation, rng)
+        while caption.raw in [other.raw for other in captions]:
+            caption = _two_items(scene, first, second, relation, rng)
+        captions.append(caption)
+    others = (_three_items, _list, _count)
+    return captions + [write(scene, rng) for write in others[: CAPTIONS - relations]]
+
+
+def swap_roles(caption: Caption) -> Caption:
+    """The same words with the two items of a relation exchanged: true of the twin, false of the scene."""
+    ((first, relation, second),) = caption.relations
+    exchanged: dict[tuple[int, ...], Phrase]
+    exchanged = {(first.item,): Phrase(second.text, (second.item,)), (second.item,): Phrase(first.text, (first.item,))}
+    segments = tuple(exchanged.get(s.items, s) if isinstance(s, Phrase) else s for s in caption.segments)
+    return Caption(segments, caption.mentions, ((second, relation, first),))
+
+
+def _two_items(scene: Scene, first: int, second: int, relation: str, rng: np.random.Generator) -> Caption:
+    a, b = _mention(scene, first, rng), _mention(scene, second, rng)
+    segments = _fill(_pick(TWO_ITEMS, rng), rng, {"a": a, "b": b}, rel=_pick(WORDINGS[relation], rng))
+    return Caption(segments, (a, b), ((a, relation, b),))
+
+
+def _three_items(scene: Scene, rng: np.random.Generator) -> Caption:
+    a, b, c = _mentions(scene, 3, rng)
+    first, second = _any_relation(scene, a.item, b.item, rng), _any_relation(scene, a.item, c.item, rng)
+    wordings = {"rel": _pick(WORDINGS[first], rng), "rel2": _pick(WORDINGS[second], rng)}
+    segments = _fill(_pick(THREE_ITEMS, rng), rng, {"a": a, "b": b, "c": c}, **wordings)
+    return Caption(segments, (a, b, c), ((a, first, b), (a, second, c)))
+
+
+def _list(scene: Scene, rng: np.random.Generator) -> Caption:
+    a, b, c = _mentions(scene, 3, rng)
+    return Caption(_fill(_pick(LIST, rng), rng, {"a": a, "b": b, "c": c}), (a, b, c))
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Caption:
+    """Counts one shape where there are several of it and two items of other shapes; counts all items elsewhere."""
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(scene.items):
+        groups.setdefault(item.shape, []).append(index)
+    countable = [shape for shape, group in groups.items() if 2 <= len(group) <= len(scene.items) - 2]
+    if not countable:
+        a, b = _mentions(scene, 2, rng)
+        everything = Phrase(f"{NUMBERS[len(scene.items)]} shapes", tuple(range(len(scene.items))))
+        segments = _fill(_pick(COUNT_ALL, rng), rng, {"a": a, "b": b, "n": everything})
+        return Caption(segments, (a, b), count=(None, len(scene.items)))
+    shape = _pick(tuple(countable), rng)
+    a, b = _mentions(scene, 2, rng, leave_out=shape)
+    group = Phrase(f"{NUMBERS[len(groups[shape])]} {PLURALS.get(shape, shape + 's')}", tuple(groups[shape]))
+    segments = _fill(_pick(COUNT_SHAPE, rng), rng, {"a": a, "b": b, "n": group})
+    return Caption(segments, (a, b), count=(shape, len(groups[shape])))
+
+
+def _mention(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
+    item = scene.items[index]
+    return Mention(index, item.size if rng.random() < 0.75 else None, item.colour, item.shape)
+
+
+def _mentions(scene: Scene, number: int, rng: np.random.Generator, leave_out: str | None = None) -> list[Mention]:
+    """Different items, in random order."""
+    indices = [index for index, item in enumerate(scene.items) if item.shape != leave_out]
+    return [_mention(scene, index, rng) for index in rng.permutation(indices)[:number].tolist()]
+
+
+def _any_relation(scene: Scene, first: int, second: int, rng: np.random.Generator) -> str:
+    return _pick(tuple(relations(scene.items[first].box, scene.items[second].box)), rng)
+
+
+def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+    return options[rng.integers(len(options))]
+
+
+def _fill(
+    template: str, rng: np.random.Generator, phrases: dict[str, Mention | Phrase], **wordings: str
+) -> tuple[str | Phrase, ...]:
+    """The template's words with its ``{slots}`` replaced; the first letter becomes a capital."""
+    segments: list[str | Phrase] = []
+    for word in template.split():
+        slot = word.strip("{}")
+        if slot == "scene":
+            text = _pick(SCENE_WORDS, rng)
+            segments.append(Phrase(text if not segments else text[0].lower() + text[1:]))
+        elif slot in phrases and slot != word:
+            filler = phrases[slot]
+            segments.append(Phrase(filler.text, (filler.item,)) if isinstance(filler, Mention) else filler)
+        else:
+            segments.append(wordings[slot] if slot != word else word)
+    if isinstance(segments[0], Phrase):
+        text = segments[0].text
+        segments[0] = Phrase(text[0].upper() + text[1:], segments[0].items)
+    return tuple(segments)

@@ -1,0 +1,129 @@
+"""The demo: draw the scenes, train a start, fine-tune without and with IAIS, evaluate, and show what came out.
+
+Finished steps are kept: a second call resumes an interrupted one or prints the table again. What was made with other options is
+made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.recall import table
+from optim.options import TrainOptions
+from utils.errors import InputError
+from utils.files import read_json, save_json
+from utils.options import parse_options
+from utils.provenance import ROOT
+
+FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular", ["--IAIS", "singular"])}
+
+
+def run_demo(seed: int, data: Path = Path("demo")) -> None:
+    """Run what is not done yet under ``data`` and print the table. Raises ``InputError`` if a step fails."""
+    started = time.perf_counter()
+    runs, options = data / f"seed-{seed}", ["--seed", str(seed)]
+    make_data(data)
+    start = train("training from random negatives", "train-itm-scenes-start", runs / "start", *options, invalidates=runs)
+    checkpoints = {"random negatives (start)": start}
+    for name, (folder, regulariser) in FINE_TUNINGS.items():
+        words = ["--checkpoint", str(start), *options, *regulariser]
+        checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, *words)
+    rows = {name: evaluate(f"evaluation, {name}", data, checkpoint) for name, checkpoint in checkpoints.items()}
+    report, picture = show(data, runs, list(checkpoints.values()))
+    columns = {
+        f"align. {modality}": [f"{row['alignment']['singular'][modality]:.4f}" for row in rows.values()] for modality in "LV"
+    }
+    seconds = [read_json(run_of(checkpoint) / "log/seconds.json") for checkpoint in checkpoints.values()]
+    columns["train s"] = [f"{value:.0f}" for value in seconds]
+    columns["eval s"] = [f"{row['seconds']:.0f}" for row in rows.values()]
+    print("\nTest split of the drawn scenes, 200 images x 5 captions: recall in percent, IAIS loss of positives, time.")
+    print("These are drawings: the numbers say nothing about Flickr30k or COCO.\n")
+    print(table(rows, columns))
+    print(f"\nThis call took {time.perf_counter() - started:.0f} s. It wrote, among others:")
+    for checkpoint in checkpoints.values():
+        print(f"  {checkpoint}  {run_of(checkpoint) / 'log'}  {run_of(checkpoint) / 'test/scores.json'}")
+    print(f"\nThe report, to open in a browser: {report}")
+    print(f"The attention of one test pair without and with IAIS: {picture}")
+
+
+def make_data(data: Path) -> None:
+    """Draw the scenes, and convert them like any captions and features."""
+    scenes, image_db = data / "scenes", data / "img_db/scenes"
+    if not scenes.exists():
+        run("drawing scenes", "scripts/make_scenes.py", "--output", scenes, "--seed", "0")
+    for split in ("train", "val", "test"):
+        text_db = data / f"txt_db/itm_scenes_{split}.db"
+        if not text_db.exists():
+            words = ["--annotations", scenes / "dataset_scenes.json", "--split", split, "--output", text_db]
+            run(f"captions, {split}", "scripts/create_txtdb.py", *words)
+    if not image_db.exists():
+        run("region features", "scripts/convert_imgdir.py", "--img_dir", scenes / "features", "--output", image_db)
+
+
+def train(title: str, config: str, output: Path, *options: str, invalidates: Path | None = None) -> Path:
+    """Train, unless a run with the same options is finished; return its best checkpoint.
+
+    A new training first deletes the folder ``invalidates``, or else ``output``, of other options or an interrupted call.
+    """
+    command = ["--config", f"config/{config}.json", "--output_dir", str(output), *options]
+    wanted = json.loads(json.dumps(parse_options(TrainOptions, command, "").to_dict()))
+    finished = (output / "log/seconds.json").exists()
+    if finished and read_json(output / "log/hps.json") == wanted:
+        print(f"=== {title}: kept from an earlier call (make clean to start again)")
+    else:
+        shutil.rmtree(invalidates or output, ignore_errors=True)
+        seconds = run(title, "train_itm_hard_negatives.py", *command)
+        save_json(output / "log/seconds.json", seconds)
+    return output / "ckpt/model_best.pt"
+
+
+def evaluate(title: str, data: Path, checkpoint: Path) -> dict[str, Any]:
+    """Evaluate on the test split, unless done; return ``scores.json``."""
+    output = run_of(checkpoint) / "test"
+    if not (output / "scores.json").exists():
+        databases = ["--txt_db", data / "txt_db/itm_scenes_test.db", "--img_db", data / "img_db/scenes"]
+        weights = ["--checkpoint", checkpoint, "--train_config", run_of(checkpoint) / "log/hps.json", "--n_workers", "0"]
+        run(title, "inf_itm.py", *databases, *weights, "--output_dir", output)
+    scores: dict[str, Any] = read_json(output / "scores.json")
+    return scores
+
+
+def show(data: Path, runs: Path, checkpoints: Sequence[Path]) -> tuple[Path, Path]:
+    """Write a report on the evaluations, and the attention of one test pair in the last two models, without and with IAIS."""
+    report, picture = runs / "report", runs / "attention.png"
+    shutil.rmtree(report, ignore_errors=True)
+    tests = [run_of(checkpoint) / "test" for checkpoint in checkpoints]
+    run("report", "scripts/report.py", *tests, "--images", data / "scenes/images", "--output", report)
+    with open(data / "scenes/winoground/examples.jsonl", "rb") as file:
+        example = json.loads(next(file))
+    pair = ["--text", example["caption_0"], "--image", f"{example['image_0']}.npz", "--images", data / "scenes/images"]
+    boxes = ["--img_db", data / "img_db/scenes", "--train_config", run_of(checkpoints[-1]) / "log/hps.json"]
+    models = ["--checkpoint", *checkpoints[-2:], *boxes]
+    run("attention of one pair", "scripts/visualize.py", "pair", *models, *pair, "--output", picture)
+    return report / "index.html", picture
+
+
+def run(title: str, program: str, *arguments: str | Path) -> float:
+    """Run one of our programs; return its seconds. Raises ``InputError`` if it fails, after its own message."""
+    print(f"\n=== {title}\n$ python {program} {shlex.join(map(str, arguments))}", flush=True)
+    started = time.perf_counter()
+    # One thread is fastest for such a small model, and leaves a core to the process that reads the data.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise InputError(f"{program} failed with exit code {done.returncode}; fix this and run the demo again to resume it")
+    return time.perf_counter() - started
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to."""
+    return checkpoint.parent.parent

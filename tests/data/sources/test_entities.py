@@ -1,0 +1,213 @@
+"""Marked captions and boxes: by hand, as the drawn scenes have them, damaged, and hostile."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from data.sources.entities import (
+    MAX_BOXES,
+    MAX_BYTES,
+    Caption,
+    parse_caption,
+    picture_names,
+    read_annotated,
+    read_boxes,
+    read_sentences,
+)
+from examples.scenes.dataset import Recipe, captions_of, plan, scene_of
+from examples.scenes.files import make_scenes
+from examples.scenes.layout import HEIGHT, WIDTH
+from tests.fuzz.mutations import Seed, mutated
+from utils.errors import InputError
+
+LINE = "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] wave [/EN#0/notvisual something] ."
+XML = """<annotation>
+  <filename>1.jpg</filename>
+  <size><width>400</width><height>200</height><depth>3</depth></size>
+  <object>
+    <name>7</name>
+    <name>8</name>
+    <bndbox><xmin>100</xmin><ymin>50</ymin><xmax>200</xmax><ymax>150</ymax></bndbox>
+  </object>
+  <object>
+    <name>7</name>
+    <bndbox><ymax>200</ymax><xmax>400</xmax><ymin>0</ymin><xmin>0</xmin></bndbox>
+  </object>
+  <object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>
+  <object><name>10</name><scene>0</scene><nobndbox>1</nobndbox></object>
+</annotation>
+"""
+
+
+def test_words_and_phrases() -> None:
+    words, phrases = parse_caption(LINE)
+    assert words == ["Two", "men", "in", "green", "shirts", "wave", "something", "."]
+    assert [(p.chain, p.types, words[p.words.start : p.words.stop]) for p in phrases] == [
+        (7, ("people", "clothing"), ["Two", "men"]),
+        (8, ("clothing",), ["green", "shirts"]),
+        (0, ("notvisual",), ["something"]),
+    ]
+    assert parse_caption("[/EN#1/other ] x") == Caption(["x"], [(1, ("other",), range(0, 0))])
+    assert parse_caption("a dog") == Caption(["a", "dog"], [])
+
+
+def test_boxes_and_scenes(tmp_path: Path) -> None:
+    (tmp_path / "1.xml").write_text(XML)
+    boxes, scenes = read_boxes(tmp_path / "1.xml")
+    assert {chain: of_chain.tolist() for chain, of_chain in boxes.items()} == {
+        7: [[0.25, 0.25, 0.5, 0.75], [0, 0, 1, 1]],
+        8: [[0.25, 0.25, 0.5, 0.75]],
+    }
+    assert scenes == {9}
+
+
+def test_drawn_scenes(tmp_path: Path) -> None:
+    recipe = Recipe(seed=3)
+    make_scenes(tmp_path / "scenes", {"train": 3, "val": 1, "test": 1}, recipe, 1)
+    folder = tmp_path / "scenes/entities"
+    annotations = json.loads((tmp_path / "scenes/dataset_scenes.json").read_text())["images"]
+    assert picture_names(folder) == [entry["filename"].removesuffix(".jpg") for entry in annotations]
+    for job, entry in zip(plan({"train": 3, "val": 1, "test": 1}, recipe), annotations, strict=True):
+        scene = scene_of(job, recipe)
+        annotated = read_annotated(folder, job.stem)
+        plain = [" ".join(caption.words).replace(" ,", ",").replace(" .", ".") for caption in annotated.captions]
+        assert plain == [sentence["raw"] for sentence in entry["sentences"]]
+        drawn = [
+            [phrase for phrase in caption.segments if not isinstance(phrase, str)]
+            for caption in captions_of(job, scene, recipe)
+        ]
+        for caption, expected in zip(annotated.captions, drawn, strict=True):
+            for phrase, of_items in zip(caption.phrases, expected, strict=True):
+                assert " ".join(caption.words[phrase.words.start : phrase.words.stop]) == of_items.text
+                boxes = [scene.items[item].box for item in of_items.items]
+                if boxes:
+                    found = annotated.boxes[phrase.chain] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+                    np.testing.assert_allclose(found, boxes, atol=0.5 + 1e-9)
+                else:
+                    assert phrase.chain in annotated.scenes
+                    assert phrase.chain not in annotated.boxes
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("a [/EN#1/other red cross .", "the phrase of '[/EN#1/other' does not end, expected a ]"),
+        ("a [/EN#1/other red [/EN#2/other cross]", "'[/EN#2/other' begins within the phrase of [/EN#1/other"),
+        ("a red cross] .", "'cross]' ends a phrase, but none has begun"),
+        ("[/EN#x/other a]", "'[/EN#x/other' found, expected the start of a phrase"),
+        ("[/EN#1 a]", "'[/EN#1' found"),
+        ("[ a", "'[' found"),
+        (f"[/EN#{'9' * 4000}/other a]", "found, expected the start of a phrase"),
+    ],
+    ids=range(7),
+)
+def test_damaged_captions(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "1.txt"
+    path.write_text(f"{LINE}\n\n{line}\n")
+    assert complaint in refusal(path)
+    assert f"{path}: line 3: " in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "complaint"),
+    [
+        ("</size>", "", 15, "mismatched tag"),
+        ("<name>8</name>", "<name>eight</name>", 6, "name is 'eight', expected a whole number"),
+        ("<xmin>100</xmin>", "<xmin>1.5</xmin>", 7, "xmin is '1.5'"),
+        ("<xmin>100</xmin>", f"<xmin>{'9' * 5000}</xmin>", 7, "expected a whole number"),
+        ("<xmin>100</xmin>", "", 7, "bndbox without xmin"),
+        ("<xmin>100</xmin>", "<xmin>201</xmin>", 7, "bndbox from (201, 50) to (200, 150)"),
+        ("<width>400</width>", "", 15, "width of the picture is missing"),
+        ("<height>200</height>", "<height>0</height>", 15, "height of the picture is 0"),
+        ("annotation>", "scene>", 1, "element 'scene' found, expected 'annotation'"),
+        ("1.jpg", "&amp;&lol;", 2, "undefined entity"),
+        ("1.jpg", "<a>" * 9, 2, "at most 8 deep"),
+    ],
+    ids=range(11),
+)
+def test_damaged_boxes(tmp_path: Path, old: str, new: str, line: int, complaint: str) -> None:
+    path = tmp_path / "1.xml"
+    path.write_text(XML.replace(old, new))
+    assert f"{path}: line {line}: " in refusal(path)
+    assert complaint in refusal(path)
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Sentences: cannot be read"):
+        picture_names(tmp_path)
+    (tmp_path / "Sentences").mkdir()
+    with pytest.raises(InputError, match=r"no \.txt file in it"):
+        picture_names(tmp_path)
+    (tmp_path / "Sentences/._1.txt").write_text("left by an archive of another system")
+    (tmp_path / "Sentences/1.txt").write_bytes(b"\xef\xbb\xbfa dog\n\xff\n")
+    assert picture_names(tmp_path) == ["1"]
+    assert "line 2: not UTF-8" in refusal(tmp_path / "Sentences/1.txt")
+    (tmp_path / "Sentences/1.txt").write_text("a dog\n")
+    with pytest.raises(InputError, match=r"1\.xml: cannot be read"):
+        read_annotated(tmp_path, "1")
+
+
+BOMBS = {
+    "billion laughs": "<!DOCTYPE a [<!ENTITY a0 'ha'>"
+    + "".join(f"<!ENTITY a{n + 1} '{f'&a{n};' * 10}'>" for n in range(9))
+    + "]><annotation>&a9;</annotation>",
+    "external entity": '<!DOCTYPE a [<!ENTITY x SYSTEM "{file}">]><annotation><filename>&x;</filename></annotation>',
+    "external document type": '<!DOCTYPE annotation SYSTEM "file://{file}"><annotation/>',
+    "elements within elements": "<annotation>" * (MAX_BYTES // 12),
+    "empty elements": "<annotation>" + "<a/>" * (MAX_BYTES // 4 - 8) + "</annotation>",
+    "a long name": f"<{'a' * (MAX_BYTES - 3)}/>",
+    "many attributes": "<annotation " + " ".join(f"a{n}=''" for n in range(80_000)) + "/>",
+    "boxes of many chains": "<annotation><object>"
+    + "<name>1</name>" * 1000
+    + "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>" * (MAX_BOXES // 1000 + 1)
+    + "</object></annotation>",
+    "an encoding that there is not": '<?xml version="1.0" encoding="no-such"?><annotation/>',
+    "an encoding of several bytes": '<?xml version="1.0" encoding="utf-7"?><annotation/>',
+    "too long": " " * (MAX_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "1.xml"
+    path.write_text(BOMBS[kind].replace("{file}", str(tmp_path / "secret")))
+    (tmp_path / "secret").write_text("secret")
+    tracemalloc.start()
+    started = time.process_time()
+    message = refusal(path)
+    seconds, most = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 5
+    assert most < 24 * MAX_BYTES
+    assert len(message) < 1000
+    assert "secret" not in message
+    assert ("document type" in message) == ("<!DOCTYPE" in BOMBS[kind])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(mutated([Seed(XML.encode()), Seed(LINE.encode()), Seed(f"{LINE}\n{LINE}".encode())]))
+def test_whatever_the_bytes_are(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(data)
+    for read in (read_boxes, read_sentences):
+        message = ""
+        try:
+            read(path)
+        except InputError as error:
+            message = str(error)
+        assert not message or message.startswith(f"{path}: line ")
+
+
+def refusal(path: Path) -> str:
+    """The message with which a file is refused, one line."""
+    with pytest.raises(InputError) as caught:
+        (read_boxes if path.suffix == ".xml" else read_sentences)(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

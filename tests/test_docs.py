@@ -1,0 +1,136 @@
+"""README and docs/ stay small, name only what exists, and list the options as they are.
+
+``DOCS_UPDATE=1 python -m pytest tests/test_docs.py`` rewrites docs/options.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from evaluation.options import InferenceOptions
+from optim.options import TrainOptions
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {"data", "formats", "fidelity", "training", "evaluation", "results", "performance", "robustness", "api"}
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PACKAGES = "benchmarks|config|data|docs|evaluation|examples|model|optim|scripts|tests|utils"
+document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+
+
+def test_size() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+    assert {path.stem for path in DOCS.glob("*.md")} == PAGES | {"options", "log"}
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(path), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def without_blocks(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@document
+def test_links(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
+        if not target.startswith("https://"):
+            name, _, anchor = target.partition("#")
+            page = document.parent / name if name else document
+            assert page.exists(), target
+            assert not anchor or anchor in anchors(page), target
+
+
+@document
+def test_what_is_named_exists(document: Path) -> None:
+    """Paths of the tree, targets of make, modules run with -m, and tests."""
+    text = document.read_text()
+    named = set(re.findall(rf"(?<![\w/.])(?:{PACKAGES})/[\w./-]+\.(?:py|sh|json|md)\b", text))
+    named |= set(re.findall(r"(?:python|bash|torchrun .*) ([\w/]+\.(?:py|sh))", text))
+    named |= set(re.findall(rf"`((?:{PACKAGES})/[\w/]*)`", text))
+    named |= {module.replace(".", "/") + ".py" for module in re.findall(r"python -m (tests\.[\w.]+)", text)}
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)(?:GOLDEN_DIR=… )?make ([a-z-]+)", text, re.MULTILINE)) <= set(targets)
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    options = {field.name for field in dataclasses.fields(TrainOptions)}
+    assert [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests and name not in options] == []
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    named = {
+        (str(path.relative_to(ROOT)), page)
+        for name in PACKAGES.split("|")
+        for path in (ROOT / name).rglob("*.py")
+        for page in re.findall(r"docs/[\w-]+\.md", path.read_text())
+    }
+    assert {(path, page) for path, page in named if not (ROOT / page).exists()} == set()
+
+
+def formatted(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple):
+        return " ".join(map(str, default)) or "–"
+    return "–" if default in ("", None) else f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def choices(field: dataclasses.Field[Any], hint: Any) -> list[str]:
+    """The values of an option: those of its registry or of its ``Literal``, alone or in a union; none for other types."""
+    literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return list(field.metadata["choices"] or [value for literal in literals for value in get_args(literal)])
+
+
+def table(cls: type, names: list[str]) -> str:
+    hints, rows = typing.get_type_hints(cls), ["| option | default | meaning |", "| --- | --- | --- |"]
+    for field in dataclasses.fields(cls):
+        if field.name in names:
+            values = " ".join(f"`{value}`" for value in choices(field, hints[field.name]))
+            meaning = field.metadata["help"] + (f": {values}" if values else "")
+            rows.append(f"| `{field.name}` | {formatted(field.default)} | {meaning} |")
+    return "\n".join(rows)
+
+
+def options_page() -> str:
+    training, inference = (
+        {field.name: (field.default, field.metadata["help"]) for field in dataclasses.fields(cls)}
+        for cls in (TrainOptions, InferenceOptions)
+    )
+    shared = [name for name in training if training[name] == inference.get(name)]
+    return f"""\
+# Options
+
+Generated from `optim/options.py` and `evaluation/options.py` by `DOCS_UPDATE=1 python -m pytest tests/test_docs.py`.
+
+Give options on the command line (`--name value`; `--name` or `--no-name` for yes and no) or in the JSON file of `--config`.
+The command line overrides the file. Names must not be abbreviated. "–" stands for none.
+
+## Both programs
+
+{table(TrainOptions, shared)}
+
+## `train_itm_hard_negatives.py`
+
+{table(TrainOptions, [name for name in training if name not in shared])}
+
+## `inf_itm.py`
+
+{table(InferenceOptions, [name for name in inference if name not in shared])}
+"""
+
+
+def test_options_page() -> None:
+    page = DOCS / "options.md"
+    if os.environ.get("DOCS_UPDATE"):
+        page.write_text(options_page())
+    assert page.read_text() == options_page()
