@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.sources.download import DATASETS, ORIGINAL, download
-from utils.errors import InputError, one_line_errors, print_error
+from utils.errors import one_line_errors
 from utils.signals import Stop
 
 
@@ -46,14 +46,6 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def report(outcome: str | InputError) -> None:
-    """Print what was done, or why not."""
-    if isinstance(outcome, InputError):
-        print_error(outcome)
-    else:
-        print(outcome, flush=True)
-
-
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Complete what is missing."""
@@ -62,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.mirror = ORIGINAL
     paths = DATASETS[options.dataset]
     with Stop():
-        download(options.storage, paths, options.mirror, options.folder, options.jobs, report)
+        download(options.storage, paths, options.mirror, options.folder, options.jobs)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
-from utils.errors import InputError
+from utils.errors import InputError, print_error
 from utils.files import PARTIAL, atomic_file, atomic_folder, output_folder, sha256, sync_folder
 
 ORIGINAL = "https://convaisharables.blob.core.windows.net/uniter"
@@ -39,17 +38,16 @@ TRIES = 6  # in a row that receive nothing of a file
 PAUSE = 0.5  # seconds before the second try, doubled before each further one
 STALL = "30"  # seconds without a byte
 RETRY = ("--retry", "2", "--retry-connrefused")  # for short requests: of a long one curl would forget what it received
-NOT_RESUMABLE = 33  # curl's exit code
+NOT_RESUMABLE = (33, 416)  # exit code of curl, HTTP status
 
 
 class CurlError(InputError):
-    """``curl`` failed with this exit code, and with this HTTP status if the server answered, else 0."""
+    """``curl`` failed: ``code`` is the HTTP status if the server refused, otherwise the exit code."""
 
     def __init__(self, url: str, code: int, errors: str) -> None:
-        answer = re.search(r"returned error: (\d+)", errors)
-        self.code, self.status = code, int(answer[1]) if answer else 0
-        last = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2])
-        self.reason = f"the server answers {self.status}" if answer else last or f"curl ended with code {code}"
+        self.reason = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2]) or f"curl ended with code {code}"
+        status = re.search(r"returned error: (\d+)", self.reason)
+        self.code = int(status[1]) if status else code
         super().__init__(f"{url}: {self.reason}; {ADVICE}")
 
 
@@ -58,14 +56,12 @@ class Curl:
 
     def __init__(self, lock: int) -> None:
         self._lock = lock
-        self._starting = threading.Lock()
         self._closed = threading.Event()
         self._processes: list[subprocess.Popen[str]] = []
 
     def close(self) -> None:
-        """End all processes; threads that wait for one raise an exception."""
-        with self._starting:
-            self._closed.set()
+        """End all processes, those that are still to be started too."""
+        self._closed.set()
         for process in self._processes:
             process.kill()
 
@@ -74,11 +70,10 @@ class Curl:
         limits = ("--connect-timeout", STALL, "--speed-time", STALL, "--speed-limit", "1")
         command = ("curl", "--fail", "--silent", "--show-error", "--location", "--globoff", *limits, *options, url)
         pipe = subprocess.PIPE
-        with self._starting:
-            if self._closed.is_set():
-                raise CancelledError
-            process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", pass_fds=[self._lock])
-            self._processes.append(process)
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", pass_fds=[self._lock])
+        self._processes.append(process)
+        if self._closed.is_set():
+            process.kill()
         output, errors = process.communicate()
         if process.returncode:
             raise CurlError(url, process.returncode, errors)
@@ -107,12 +102,12 @@ class Curl:
                     resume = ("--continue-at", "-", "--header", f"If-Range: {version}", "--no-buffer")
                     self.run(url, *resume, "--output", partial)
                 if _received(final) != size:
-                    raise CurlError(url, NOT_RESUMABLE, f"{size:,} bytes were announced and {_received(final):,} sent")
+                    raise CurlError(url, NOT_RESUMABLE[0], f"{size:,} bytes were announced and {_received(final):,} sent")
                 return partial
             except CurlError as error:
-                if 400 <= error.status < 500 and error.status not in (408, 416, 429):
+                if 400 <= error.code < 500 and error.code not in (408, 416, 429):
                     raise
-                if error.code == NOT_RESUMABLE or error.status == 416:
+                if error.code in NOT_RESUMABLE:
                     _discard(final)
                 failures = 1 if _received(final) > most else failures + 1
                 most = max(most, _received(final))
@@ -129,36 +124,33 @@ class Entry:
         self.folder = self.final.with_suffix("") if path.endswith(".tar") else None  # what the archive holds
         self.disk = self.final.parent if self.final.parent.is_dir() else storage  # the former may link to another disk
         self.source: Path | str = self.final  # a file or a URL
-        self.size = 0  # bytes
+        self.size = self.needed = 0  # bytes, the latter of free space
 
     @property
     def is_complete(self) -> bool:
         """Whether a checkpoint is there, or what an archive holds."""
         return self.final.is_file() if self.folder is None else self.folder.is_dir() and any(self.folder.iterdir())
 
-    @property
-    def needed(self) -> int:
-        """Bytes that are still to be written."""
-        linked = isinstance(self.source, Path) and self.source.stat().st_dev == self.disk.stat().st_dev
-        return (0 if linked else self.size - _received(self.final)) + (self.size if self.folder else 0)
-
     def find(self, curl: Curl, mirror: str | None, folder: Path | None) -> None:
         """Set source and size. Raises ``InputError`` if no source has the file."""
         places = [self.final, *((folder / self.path, folder / self.final.name) if folder else ())]
         if found := next((place for place in places if place.is_file()), None):
             self.source, self.size = found, found.stat().st_size
+            self.needed = self.size if found.stat().st_dev != self.disk.stat().st_dev else 0  # on one disk it is linked
         elif mirror:
             self.source = f"{mirror}/{self.path}"
             self.size, _ = curl.describe(self.source)
+            self.needed = self.size - _received(self.final)
         else:
             raise InputError(f"--from {folder}: has no {self.path}; add it, or name a --mirror URL too")
+        self.needed += self.size if self.folder else 0
 
     def fetch(self, curl: Curl) -> Path:
         """Return a file that has the contents."""
         return self.source if isinstance(self.source, Path) else curl.fetch(self.source, self.final)
 
-    def complete(self, fetching: Future[Path], checksums: Mapping[str, str]) -> str:
-        """Verify and unpack what was fetched; return a line about it. Raises ``InputError``."""
+    def complete(self, fetching: Future[Path], checksums: Mapping[str, str]) -> None:
+        """Verify and unpack what was fetched; print a line about it. Raises ``InputError``."""
         file, done = fetching.result(), []
         if file != self.final:
             expected = checksums.get(self.path, checksums.get(self.final.name))
@@ -179,42 +171,23 @@ class Entry:
                 advice = f"it was removed, rerun or {ADVICE}" if done else "remove it to have it downloaded"
                 raise InputError(f"{self.final}: damaged or unsafe archive: {error}; {advice}") from error
             done.append("unpacked")
-        return f"{self.final}: {' and '.join(done)}"
+        print(f"{self.final}: {' and '.join(done)}", flush=True)
 
 
-def download(
-    storage: Path,
-    paths: Sequence[str],
-    mirror: str | None,
-    folder: Path | None,
-    jobs: int,
-    report: Callable[[str | InputError], None],
-) -> None:
+def download(storage: Path, paths: Sequence[str], mirror: str | None, folder: Path | None, jobs: int) -> None:
     """Complete the files ``paths`` of the published tree in ``storage``, with ``jobs`` downloads at a time.
 
-    Files come from ``folder`` if it has them, otherwise from the URL ``mirror``. Reports a line per completed file and an error
+    Files come from ``folder`` if it has them, otherwise from the URL ``mirror``. Prints a line per completed file and an error
     per file that could not be completed. Raises ``InputError`` if anything is missing in the end.
     """
     if not hasattr(tarfile, "data_filter"):
         raise InputError(
             "this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer, or set PYTHON=<its path>"
         )
-
-    def attempt(work: Callable[..., str | None], *arguments: object) -> bool:
-        try:
-            outcome: str | InputError | None = work(*arguments)
-        except InputError as error:
-            outcome = error
-        except OSError as error:
-            outcome = InputError(f"{error.filename}: {error.strerror}; fix this and rerun, partial downloads are kept")
-        if outcome:
-            report(outcome)
-        return not isinstance(outcome, InputError)
-
     entries = [Entry(storage, path) for path in paths]
     missing = [entry for entry in entries if not entry.is_complete]
     if not missing:
-        report(f"{storage}: complete")
+        print(f"{storage}: complete")
     elif folder and not folder.is_dir():
         raise InputError(f"--from {folder}: no such folder")
     elif mirror and not shutil.which("curl"):
@@ -224,45 +197,43 @@ def download(
             if entry.final.is_file():
                 _discard(entry.final)
         searches = [pool.submit(entry.find, curl, mirror, folder) for entry in missing]
-        found = [entry for entry, search in zip(missing, searches, strict=True) if attempt(search.result)]
+        found = [entry for entry, search in zip(missing, searches, strict=True) if _succeeds(search.result)]
         _check_space(found)
         local = _checksums(curl, folder) if folder else {}
         remote = _checksums(curl, mirror) if mirror and any(isinstance(entry.source, str) for entry in found) else {}
-        found.sort(key=lambda entry: -entry.size)
         fetches = {pool.submit(entry.fetch, curl): entry for entry in found}
         for fetching in _finished(fetches):
             entry = fetches[fetching]
-            attempt(entry.complete, fetching, remote if isinstance(entry.source, str) else local)
-        incomplete = sum(not entry.is_complete for entry in entries)
-        if incomplete:
+            _succeeds(entry.complete, fetching, remote if isinstance(entry.source, str) else local)
+        if incomplete := sum(not entry.is_complete for entry in entries):
             raise InputError(f"{storage}: {incomplete} of {len(entries)} files are missing")
         (storage / "finetune").mkdir(exist_ok=True)
+
+
+def _succeeds(work: Callable[..., None], *arguments: object) -> bool:
+    """Print the error if there is one."""
+    try:
+        work(*arguments)
+    except InputError as error:
+        print_error(error)
+        return False
+    except OSError as error:
+        print_error(f"{error.filename}: {error.strerror}; fix this and rerun, partial downloads are kept")
+        return False
+    return True
 
 
 def _finished(fetches: Mapping[Future[Path], Entry]) -> Iterator[Future[Path]]:
     """Yield downloads as they end; show their progress on a terminal."""
     remote = [entry for entry in fetches.values() if isinstance(entry.source, str)]
-    started, first, total = (
-        time.monotonic(),
-        sum(_received(entry.final) for entry in remote),
-        sum(entry.size for entry in remote),
-    )
-    pending = set(fetches)
-    try:
-        while pending:
-            done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
-            _show("")
-            yield from done
+    total, pending = sum(entry.size for entry in remote), set(fetches)
+    while pending:
+        done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
+        if remote and sys.stderr.isatty():
             received = sum(entry.size if entry.final.is_file() else _received(entry.final) for entry in remote)
-            speed = (received - first) / (time.monotonic() - started)
-            _show(f"{received / 1e9:,.1f} of {total / 1e9:,.1f} GB downloaded, {speed / 1e6:,.1f} MB/s")
-    finally:
-        _show("")
-
-
-def _show(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+            status = f"{received / total:.1%} of {total / 1e9:,.1f} GB"  # so short that any message hides it
+            print(f"{status}\x1b[K", end="\r", file=sys.stderr, flush=True)
+        yield from done
 
 
 @contextmanager
@@ -296,7 +267,7 @@ def _checksums(curl: Curl, source: Path | str) -> dict[str, str]:
     except FileNotFoundError:
         pass
     except CurlError as error:
-        if error.status not in (403, 404, 410):  # object stores answer 403 for what a private folder lacks
+        if error.code not in (403, 404, 410):  # object stores answer 403 for what a private folder lacks
             raise
     checksums = {path: digest.lower() for digest, path in re.findall(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+)$", text, re.M)}
     if len(checksums) != len(text.splitlines()):
@@ -321,8 +292,6 @@ def unpack(archive: Path, folder: Path) -> None:
             file.seek(tar.offset)  # tarfile takes a damaged header for the end
             if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
                 raise tarfile.TarError(f"it ends, or is damaged, at byte {tar.offset:,}")
-        if not any(hidden.iterdir()):
-            raise tarfile.TarError(f"it holds no file of {folder.name}/")
         for path in hidden.rglob("*"):
             sync_folder(path)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.launch import ROOT
 
-NONE = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<path of one>\n"
+NONE = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<its path>\n"
 
 
 def interpreter(path: Path, is_new: bool = True) -> Path:
