@@ -158,8 +158,15 @@ class Entry:
                 _discard(self.final)
                 raise InputError(f"{self.source}: its SHA-256 is {actual}, but {CHECKSUMS} says {expected}; rerun or {ADVICE}")
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            _link(file, self.final) if file == self.source else os.replace(file, self.final)
-            sync_folder(self.final)
+            if file == self.source:
+                try:
+                    os.link(file.resolve(), self.final)  # of a symbolic link what it leads to
+                except OSError:
+                    with open(file, "rb") as original, atomic_file(self.final) as copy:
+                        shutil.copyfileobj(original, copy, 1 << 20)
+            else:
+                sync_folder(file)
+                os.replace(file, self.final)
             sync_folder(self.final.parent)
             done.append("fetched")
         if self.folder:
@@ -181,9 +188,7 @@ def download(storage: Path, paths: Sequence[str], mirror: str | None, folder: Pa
     per file that could not be completed. Raises ``InputError`` if anything is missing in the end.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise InputError(
-            "this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer, or set PYTHON=<its path>"
-        )
+        raise InputError("this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer, or set PYTHON=<path>")
     entries = [Entry(storage, path) for path in paths]
     missing = [entry for entry in entries if not entry.is_complete]
     if not missing:
@@ -217,9 +222,6 @@ def _succeeds(work: Callable[..., None], *arguments: object) -> bool:
     except InputError as error:
         print_error(error)
         return False
-    except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}; fix this and rerun, partial downloads are kept")
-        return False
     return True
 
 
@@ -244,17 +246,19 @@ def _locked(folder: Path) -> Iterator[int]:
         yield lock
     except BlockingIOError as error:
         raise InputError(f"{folder}: another download, or a curl that it left, is running; wait for it or stop it") from error
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: {error.strerror}; fix this and rerun, downloads are kept") from error
     finally:
         os.close(lock)
 
 
 def _check_space(entries: Sequence[Entry]) -> None:
-    for device in {entry.disk.stat().st_dev for entry in entries}:
-        there = [entry for entry in entries if entry.disk.stat().st_dev == device]
-        needed, free = sum(entry.needed for entry in there) / 1e9, shutil.disk_usage(there[0].disk).free / 1e9
+    for disk in {entry.disk.stat().st_dev: entry.disk for entry in entries}.values():
+        needed = sum(entry.needed for entry in entries if entry.disk.stat().st_dev == disk.stat().st_dev) / 1e9
+        free = shutil.disk_usage(disk).free / 1e9
         if needed > free:
             raise InputError(
-                f"{there[0].disk}: archives and what they hold need {needed:,.1f} GB, but only {free:,.1f} GB are free; "
+                f"{disk}: archives and what they hold need {needed:,.1f} GB, but only {free:,.1f} GB are free; "
                 f"make room, choose flickr or coco alone, or name another STORAGE"
             )
 
@@ -263,11 +267,13 @@ def _checksums(curl: Curl, source: Path | str) -> dict[str, str]:
     """Return {path: hexadecimal SHA-256} from the list of a folder or a mirror; nothing if it has none."""
     name, text = f"{source}/{CHECKSUMS}", ""
     try:
-        text = Path(name).read_text() if isinstance(source, Path) else curl.run(name, "--max-filesize", "1000000", *RETRY)
-    except FileNotFoundError:
-        pass
-    except CurlError as error:
-        if error.code not in (403, 404, 410):  # object stores answer 403 for what a private folder lacks
+        text = (
+            Path(name).read_text(errors="replace")
+            if isinstance(source, Path)
+            else curl.run(name, "--max-filesize", "1000000", *RETRY)
+        )
+    except (FileNotFoundError, CurlError) as error:
+        if isinstance(error, CurlError) and error.code not in (403, 404, 410):  # 403: object stores that do not list folders
             raise
     checksums = {path: digest.lower() for digest, path in re.findall(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+)$", text, re.M)}
     if len(checksums) != len(text.splitlines()):
@@ -294,14 +300,6 @@ def unpack(archive: Path, folder: Path) -> None:
                 raise tarfile.TarError(f"it ends, or is damaged, at byte {tar.offset:,}")
         for path in hidden.rglob("*"):
             sync_folder(path)
-
-
-def _link(original: Path, copy: Path) -> None:
-    try:
-        os.link(original.resolve(), copy)  # of a symbolic link what it leads to
-    except OSError:
-        with open(original, "rb") as source, atomic_file(copy) as target:
-            shutil.copyfileobj(source, target, 1 << 20)
 
 
 def _discard(final: Path, keep: Path | None = None) -> None:

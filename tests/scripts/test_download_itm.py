@@ -262,6 +262,11 @@ def test_too_little_space(site: Site, storage: Path, fetch: Fetch) -> None:
     assert not any(method == "GET" for method, _, _ in site.requests)
 
 
+def test_a_disk_that_refuses(storage: Path, fetch: Fetch) -> None:
+    lay_out(storage, {"txt_db": b"a file of the user"})
+    assert fetch(code=2) == [f"error: {storage}/txt_db: File exists; fix this and rerun, downloads are kept"]
+
+
 def wait_for(storage: Path, path: str) -> None:
     """Wait until 8000 bytes of a download have arrived."""
     deadline = time.monotonic() + 10
