@@ -246,6 +246,8 @@ def _locked(folder: Path) -> Iterator[int]:
         yield lock
     except BlockingIOError as error:
         raise InputError(f"{folder}: another download, or a curl that it left, is running; wait for it or stop it") from error
+    except BrokenPipeError:  # not of a file, but of what the block prints
+        raise
     except OSError as error:
         raise InputError(f"{error.filename or folder}: {error.strerror}; fix this and rerun, downloads are kept") from error
     finally:
@@ -267,13 +269,12 @@ def _checksums(curl: Curl, source: Path | str) -> dict[str, str]:
     """Return {path: hexadecimal SHA-256} from the list of a folder or a mirror; nothing if it has none."""
     name, text = f"{source}/{CHECKSUMS}", ""
     try:
-        text = (
-            Path(name).read_text(errors="replace")
-            if isinstance(source, Path)
-            else curl.run(name, "--max-filesize", "1000000", *RETRY)
-        )
-    except (FileNotFoundError, CurlError) as error:
-        if isinstance(error, CurlError) and error.code not in (403, 404, 410):  # 403: object stores that do not list folders
+        if isinstance(source, str):
+            text = curl.run(name, "--max-filesize", "1000000", *RETRY)
+        elif Path(name).is_file():
+            text = Path(name).read_text(errors="replace")
+    except CurlError as error:
+        if error.code not in (403, 404, 410):  # object stores answer 403 for what a private folder lacks
             raise
     checksums = {path: digest.lower() for digest, path in re.findall(r"^([0-9a-fA-F]{64}) [ *](?:\./)?(.+)$", text, re.M)}
     if len(checksums) != len(text.splitlines()):
@@ -309,4 +310,8 @@ def _discard(final: Path, keep: Path | None = None) -> None:
 
 
 def _received(final: Path) -> int:
-    return sum(partial.stat().st_size for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"))
+    sizes = [0]
+    for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"):
+        with suppress(FileNotFoundError):  # just removed by its thread
+            sizes.append(partial.stat().st_size)
+    return sum(sizes)

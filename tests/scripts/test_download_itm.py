@@ -262,6 +262,13 @@ def test_too_little_space(site: Site, storage: Path, fetch: Fetch) -> None:
     assert not any(method == "GET" for method, _, _ in site.requests)
 
 
+def test_output_that_nobody_reads(site: Site, storage: Path) -> None:
+    process = start(storage, "flickr", "--mirror", site.url)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(20) == 128 + signal.SIGPIPE
+
+
 def test_a_disk_that_refuses(storage: Path, fetch: Fetch) -> None:
     lay_out(storage, {"txt_db": b"a file of the user"})
     assert fetch(code=2) == [f"error: {storage}/txt_db: File exists; fix this and rerun, downloads are kept"]
