@@ -15,13 +15,13 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import HardNegativeDataset
+from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
 from data.loader import Loader
-from data.neighbours import read_neighbours
 from data.split import RetrievalSplit
+from evaluation.candidates import sampled_candidates
 from evaluation.recall import ranks, recalls, sampled_recalls, table
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.scoring import score_matrix
 from model.checkpoint import load_checkpoint
 from model.chunks import ChunkSize
 from model.config import UniterConfig
@@ -35,7 +35,7 @@ from utils.errors import InputError, Interrupted, RankLost, one_line_errors
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("train")
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """Options → data → model → training → test of the best checkpoint; the same on every rank."""
     with ExitStack() as stack:
         group = stack.enter_context(connect())
-        stop = stack.enter_context(Stop())
+        stop = stack.enter_context(StopSignal())
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(TrainOptions, argv, __doc__ or "")
@@ -141,7 +141,7 @@ def train(
     batches: Iterator[AnchorBatch],
     validate: Callable[[], dict[str, float]],
     run: RunFolder,
-    stop: Stop,
+    stop: StopSignal,
 ) -> None:
     """Validate if due, otherwise update; then save if due. A signal or a lost rank saves the state and ends the training.
 
@@ -168,7 +168,7 @@ def train(
         raise
 
 
-def interruptible(batches: Iterator[AnchorBatch], stop: Stop) -> Iterator[AnchorBatch]:
+def interruptible(batches: Iterator[AnchorBatch], stop: StopSignal) -> Iterator[AnchorBatch]:
     """The same batches; raise ``Interrupted`` between two micro-steps if a signal has arrived."""
     for anchors in batches:
         if anchors.anchor == "image":

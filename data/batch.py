@@ -1,6 +1,6 @@
-"""The one batch type: some distinct texts, some distinct images, and the (text, image) pairs to score.
+"""The one batch type: distinct texts, distinct images, and the (text, image) pairs to score.
 
-Shapes: T texts, I images, P pairs; N tokens of a text with [CLS] and [SEP]; K regions of an image; F feature width;
+Shapes: T texts, I images, P pairs; N tokens per text with [CLS] and [SEP]; K regions per image; F feature width;
 G groups (one anchor each) of C candidates.
 """
 
@@ -29,7 +29,7 @@ class InputLimits(NamedTuple):
 
 @dataclass(frozen=True)
 class Ragged:
-    """Items of different lengths, their rows one behind the other, so that nothing is padded.
+    """Items of different lengths, concatenated so that nothing is padded.
 
     Attributes:
         rows: (sum of lengths, …), on any device.
@@ -40,25 +40,26 @@ class Ragged:
     lengths: Tensor
 
     def positions(self) -> Tensor:
-        """0, 1, … within each item, (rows,), on the CPU."""
-        return _positions(self.lengths)
+        """Return 0, 1, … within each item, (rows,), on the CPU."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return torch.arange(int(self.lengths.sum())) - starts.repeat_interleave(self.lengths)
 
     def row_indices(self, items: Tensor) -> Tensor:
-        """The rows of ``items`` in their order, (sum of their lengths,), on the CPU."""
+        """Return the indices of the rows of ``items``, (sum of their lengths,), on the CPU."""
         lengths, starts = self.lengths[items], self.lengths.cumsum(0) - self.lengths
-        return starts[items].repeat_interleave(lengths) + _positions(lengths)
+        return starts[items].repeat_interleave(lengths) + replace(self, lengths=lengths).positions()
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """What is scored together; every distinct text and image occurs once, however many pairs it is in.
+    """What is scored together; each text and image occurs once, however many pairs it is in.
 
     Attributes:
         text_ids: T ids.
         image_names: I names.
         tokens: rows int64 (sum of N,), with [CLS] first and [SEP] last in each text.
-        features: rows (sum of K, F), as stored, mostly float16.
-        boxes: (sum of K, 7) float32, x1 y1 x2 y2 w h w·h in [0, 1], row by row with ``features``.
+        features: rows (sum of K, F), as stored, usually float16.
+        boxes: (sum of K, 7) float32, x1 y1 x2 y2 w h w·h in [0, 1], one row per row of ``features``.
         pairs: (P, 2) int64 on the CPU, index of the text and of the image.
     """
 
@@ -70,15 +71,15 @@ class PairBatch:
     pairs: Tensor
 
     def to(self, device: torch.device) -> PairBatch:
-        """The batch with its rows on ``device``; lengths and pairs stay on the CPU."""
+        """Copy the rows to ``device``; lengths and pairs stay on the CPU."""
         return self._map_rows(lambda rows: rows.to(device, non_blocking=True))
 
     def pin_memory(self) -> PairBatch:
-        """The batch in page-locked memory, from which a GPU copies without stopping the CPU."""
+        """Copy the rows to page-locked memory, from which a GPU reads asynchronously."""
         return self._map_rows(lambda rows: rows.pin_memory())
 
     def select(self, pairs: Tensor) -> PairBatch:
-        """The batch of these (P', 2) pairs alone, holding only the texts and images that occur in them."""
+        """Return the batch of these (P', 2) pairs, with only the texts and images that occur in them."""
         texts, text_of = pairs[:, 0].unique(return_inverse=True)
         images, image_of = pairs[:, 1].unique(return_inverse=True)
         regions = self.features.row_indices(images).to(self.boxes.device)
@@ -102,10 +103,10 @@ class PairBatch:
 
 
 class AnchorBatch(NamedTuple):
-    """One half of one or more micro-steps: G anchors of one kind, each with its C candidates.
+    """One half (image-anchored or text-anchored) of one or more micro-steps: G anchors, each with C candidates.
 
-    ``batch.pairs`` (G · C, 2) lists the groups one behind the other, each with its positive first. ``images`` (I,) on the CPU,
-    in a half that came without their features, says which images of the task they are, counted through all its sources.
+    ``batch.pairs`` (G · C, 2) is the concatenation of the groups, each with its positive first. If the features were left out,
+    ``images`` (I,), on the CPU, has each image's index among those of all splits.
     """
 
     anchor: Literal["image", "text"]
@@ -114,7 +115,7 @@ class AnchorBatch(NamedTuple):
     images: Tensor | None = None
 
     def to(self, device: torch.device) -> AnchorBatch:
-        """The half with its batch on ``device``."""
+        """Copy the batch to ``device``."""
         return self._replace(batch=self.batch.to(device))
 
 
@@ -123,21 +124,14 @@ def collate(
 ) -> PairBatch:
     """Make the batch of ``pairs`` (P, 2), indices into ``texts`` and ``images``; either list may be empty.
 
-    Raises:
-        InputError: a text that is longer than the position table or has ids outside the vocabulary, or an image whose
-            features do not have the width that ``limits`` states; the message names it.
+    Raises ``InputError`` if a text is too long or an image has features of another width; the vocabulary is checked before.
     """
     for text in texts:
         check_length(text.id, len(text.input_ids), limits)
-        if len(text.input_ids) and text.input_ids.max() >= limits.vocab_size:
-            raise InputError(
-                f"text {text.id!r} has word-piece id {text.input_ids.max()}, the model has vocab_size {limits.vocab_size}"
-            )
     for image in images:
-        if image.features.shape[1] != limits.img_dim:
-            raise InputError(
-                f"image {image.name!r} has features of width {image.features.shape[1]}, the model has img_dim {limits.img_dim}"
-            )
+        width = image.features.shape[1]
+        if width != limits.img_dim:
+            raise InputError(f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}")
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
         text_ids=tuple(text.id for text in texts),
@@ -150,16 +144,12 @@ def collate(
 
 
 def check_length(text_id: str, length: int, limits: InputLimits) -> None:
-    """Raise ``InputError`` when a text of ``length`` word pieces does not fit the position table."""
+    """Raise ``InputError`` if a text of ``length`` word pieces does not fit the position table."""
     if length + 2 > limits.max_positions:
         raise InputError(
             f"text {text_id!r} has {length} word pieces, expected at most {limits.max_positions - 2}: "
             f"max_position_embeddings {limits.max_positions} less [CLS] and [SEP]"
         )
-
-
-def _positions(lengths: Tensor) -> Tensor:
-    return torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
 
 
 def _ragged(items: list[np.ndarray], empty: np.ndarray) -> Ragged:

@@ -1,4 +1,4 @@
-"""Which boxes of an image a database keeps, and what its folders and files are called for that (see docs/formats.md)."""
+"""Which boxes of an image a database keeps, and how its folders and files are named after that (see docs/formats.md)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from utils.options import option
 
 @dataclass(frozen=True)
 class BoxRule:
-    """How many boxes of an image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` when ``conf_th`` is -1."""
+    """How many boxes per image are kept: clamp(#(conf > conf_th), min_bb, max_bb), or ``num_bb`` if ``conf_th`` is -1."""
 
     conf_th: float = option(0.2, "keep boxes of higher confidence; -1 for a database of exactly num_bb boxes per image")
     max_bb: int = option(100, "maximum number of boxes per image")
     min_bb: int = option(10, "minimum number of boxes per image")
-    num_bb: int = option(36, "number of boxes per image when conf_th is -1")
+    num_bb: int = option(36, "number of boxes per image if conf_th is -1")
 
     def __post_init__(self) -> None:
         if not (self.conf_th == -1 or 0 <= self.conf_th <= 1):
-            raise InputError(f"conf_th {self.conf_th}: expected a confidence from 0 to 1, or -1 for num_bb boxes an image")
+            raise InputError(f"conf_th {self.conf_th}: expected a confidence from 0 to 1, or -1 for num_bb boxes per image")
         if not 1 <= self.min_bb <= self.max_bb:
             raise InputError(f"min_bb {self.min_bb} and max_bb {self.max_bb}: expected 1 <= min_bb <= max_bb")
         if self.num_bb < 1:
@@ -44,9 +44,12 @@ class BoxRule:
         return f"feat_numbb{self.num_bb}" if self.fixed else f"feat_{self.suffix}"
 
     def count(self, conf: np.ndarray) -> int:
-        """Number of boxes kept of those with confidences ``conf`` [K]; compared in their own precision, never more than K."""
+        """Return the number of boxes to keep of those with confidences ``conf`` [K], compared in their own precision."""
         wanted = self.num_bb if self.fixed else min(max(int((conf > float(self.conf_th)).sum()), self.min_bb), self.max_bb)
         return min(wanted, len(conf))
+
+
+PUBLISHED_RULE = BoxRule()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class ImageOptions(BoxRule):
 
 @dataclass(frozen=True)
 class Layout:
-    """What the name of an LMDB folder says of its records; ``rule`` None is that of ``all``, which has every box."""
+    """What the name of an LMDB folder says about its records; ``rule`` None is that of ``all``, which has every box."""
 
     rule: BoxRule | None
     compressed: bool
@@ -74,38 +77,35 @@ class Layout:
         return ("all" if self.rule is None else self.rule.folder) + ("_compressed" if self.compressed else "")
 
     @property
-    def twin(self) -> Layout:
-        """The same boxes, with records written the other way."""
-        return Layout(self.rule, not self.compressed)
-
-    @property
     def sidecar(self) -> str:
-        """Name of the JSON of box numbers beside the folder; "" where all images have as many."""
+        """Name of the JSON of box counts beside the folder; "" if every image has the same number."""
         if self.rule is None:
             return "nbb.json"
         return "" if self.rule.fixed else f"nbb_{self.rule.suffix}.json"
 
     def describe(self) -> str:
-        """Which boxes there are, and how records are written."""
-        written = "as compressed .npz" if self.compressed else "as msgpack"
+        """Return which boxes the database has, and the format of its records."""
         if self.rule is None:
-            return f"every box, {written}"
-        if self.rule.fixed:
-            return f"the {self.rule.num_bb} most confident boxes, {written}"
-        return f"boxes of confidence over {self.rule.conf_th:g}, {self.rule.min_bb} to {self.rule.max_bb} an image, {written}"
+            boxes = "every box"
+        elif self.rule.fixed:
+            boxes = f"the {self.rule.num_bb} most confident boxes"
+        else:
+            boxes = f"boxes of confidence over {self.rule.conf_th:g}, {self.rule.min_bb} to {self.rule.max_bb} per image"
+        return f"{boxes}, {'as compressed .npz' if self.compressed else 'as msgpack'}"
 
 
 def parse_layout(name: str) -> Layout:
-    """The layout of an LMDB folder of this name, the inverse of ``BoxRule.folder``; ``InputError`` for any other name."""
+    """Return the layout of an LMDB folder of this name, the inverse of ``Layout.folder``; ``InputError`` for any other name."""
     stem = name.removesuffix("_compressed")
     if stem == "all":
         return Layout(None, stem != name)
+    rule = None
     if fixed := re.fullmatch(r"feat_numbb(\d+)", stem):
         rule = BoxRule(conf_th=-1, num_bb=int(fixed[1]))
     elif filtered := re.fullmatch(r"feat_th(\d+(?:\.\d+)?(?:e-\d+)?)_max(\d+)_min(\d+)", stem):
         rule = BoxRule(float(filtered[1]), int(filtered[2]), int(filtered[3]))
-    else:
-        rule = None
     if rule is None or rule.folder != stem:
-        raise InputError(f"{name}: no name of an image database, expected one like {BoxRule().folder}, feat_numbb36 or all")
+        raise InputError(
+            f"{name}: not the name of an image database, expected one like {BoxRule().folder}, feat_numbb36 or all"
+        )
     return Layout(rule, stem != name)

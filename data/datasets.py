@@ -1,13 +1,13 @@
-"""What is scored together: training halves, and blocks of texts or images for evaluation. Everything becomes a PairBatch.
+"""What is scored together: halves of training micro-steps, and blocks of texts or images for evaluation.
 
-A task maps a number to a batch and has no state: what a half holds is a function of (seed, worker, number).
+A dataset maps an index to a batch and has no state: what is drawn is a function of (seed, rank, index).
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,42 +16,44 @@ import torch
 from torch.utils.data import Dataset
 
 from data.batch import AnchorBatch, PairBatch
-from data.neighbours import Neighbours
+from data.checks import Expected, is_text_list, read_map
 from data.split import RetrievalSplit, read_pairs
 from utils.errors import InputError
 from utils.files import short_repr
 
 MAX_TXT_LEN = 60  # the published recipes train on texts of at most this many word pieces
-LOGGER = logging.getLogger(__name__)
 Anchor = Literal["image", "text"]
 
 
 class HardNegativeDataset(Dataset[AnchorBatch]):
-    """The halves of training in their order: image-anchored, text-anchored, image-anchored, …
+    """The halves of the micro-steps of a training in order: image-anchored, text-anchored, image-anchored, …
 
-    Batch 2p and 2p + 1 are those of the ``micro_steps_per_pass`` micro-steps of pass p. Each kind of half walks through its
-    own shuffle of this rank's texts, epoch after epoch. Negatives are drawn uniformly, without repetition, from the
-    positive's own databases: other images, or texts of this rank that belong to other images. Where an image has
-    ``neighbours``, these, or a text of each, come first among them, as many as there is room for, and in the shuffle a text of
-    each follows: what can be said of such images and texts by themselves then cancels out of an update's gradient, as far as
-    the texts pair off, and what is left is how they go together (Yuksekgonul et al. 2023, NegCLIP, batch such images likewise).
+    Items 2p and 2p + 1 are the two halves of the ``micro_steps_per_pass`` micro-steps of pass p. Each kind of half walks
+    through its own shuffle of this rank's texts, epoch after epoch. Negatives are drawn uniformly without replacement from the
+    positive's own split: other images, or texts of this rank that belong to other images.
+
+    The neighbours of an image, or a text of each, come first among its negatives, as many as there is room for. In the shuffle,
+    a text is followed by one text of each neighbour: what these images and texts say by themselves then cancels out of an
+    update's gradient, as far as the texts pair off, and what is left is how they go together (as in NegCLIP, Yuksekgonul et
+    al. 2023).
 
     Args:
-        micro_steps: of the whole training, on this worker.
-        rank, world_size: this rank holds every ``world_size``-th text.
-        neighbours: by image, names of images that are always among its negatives; those of other databases do not count.
+        micro_steps: of the whole training, on this rank.
+        rank, world_size: this rank uses every ``world_size``-th text.
+        neighbours: by image, the names of images that are always among its negatives; names that a split lacks are ignored.
 
     Attributes:
-        without_images: leave their features out of the halves, which an ``ImageCache`` then fills.
+        texts: for each split, indices in ``text_db.ids`` of this rank's texts.
+        without_images: whether to leave out the features, which an ``ImageCache`` then fills in.
 
     Raises:
         InputError: too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], or
-            ``neighbours`` of other images alone.
+            ``neighbours`` of unknown images only.
     """
 
     def __init__(
         self,
-        sources: Sequence[RetrievalSplit],
+        splits: Sequence[RetrievalSplit],
         *,
         negative_size: int,
         micro_steps: int,
@@ -61,108 +63,96 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         world_size: int = 1,
         neighbours: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
-        self.sources = list(sources)
+        self.splits = list(splits)
         self.without_images = False
         self.negative_size = negative_size
         self.micro_steps_per_pass = micro_steps_per_pass
         self.passes = micro_steps // micro_steps_per_pass
         self.seed, self.rank = seed, rank
-        self.texts = [source.texts[rank::world_size] for source in self.sources]  # of this rank, places in text_db.ids
-        self.of_images = [  # their numbers, one image's behind the other's, and where those of each image begin
-            _grouped(source.image_of[texts], len(source.image_names))
-            for source, texts in zip(self.sources, self.texts, strict=True)
-        ]
-        for source, texts, (_, starts) in zip(self.sources, self.texts, self.of_images, strict=True):
-            self._check(source, len(texts), int(np.diff(starts).max()), world_size)
-        self.neighbours = [
-            Neighbours(neighbours, source.text_db.image_index, *of_images)
-            for source, of_images in zip(self.sources, self.of_images, strict=True)
-        ]
-        if neighbours and not any(self.neighbours):
-            raise InputError(
-                f"neighbours: has {short_repr(next(iter(neighbours)))} and the like, expected images of the training databases, "
-                f"like {short_repr(self.sources[0].image_names[0])}"
-            )
-        counts = [len(source.image_names) for source in self.sources]
-        self.first_image = dict(zip(self.sources, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
-        self.bounds = np.cumsum([len(texts) for texts in self.texts])
-        self._shuffled: dict[Anchor, tuple[int, np.ndarray]] = {}  # the shuffle last used, with its epoch
+        self._shards = [_Shard(split, split.texts[rank::world_size], neighbours) for split in self.splits]
+        self.texts = [shard.texts for shard in self._shards]
+        for shard in self._shards:
+            self._check(shard, world_size)
+        self._has_neighbours = any(shard.neighbours for shard in self._shards)
+        if neighbours and not self._has_neighbours:
+            given, known = short_repr(next(iter(neighbours))), short_repr(self.splits[0].image_names[0])
+            raise InputError(f"neighbours: has {given} and the like, expected images of the training databases, like {known}")
+        counts = [len(split.image_names) for split in self.splits]
+        self._first_image = dict(zip(self.splits, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+        self._ends = np.cumsum([len(texts) for texts in self.texts])
+        self._shuffled: dict[Anchor, tuple[int, np.ndarray]] = {}  # the epoch last asked for, and its order
 
     def __len__(self) -> int:
         return 2 * self.passes
 
     def anchor_batches_after(self, micro_steps: int) -> range:
-        """The numbers of the halves that are left after so many micro-steps."""
+        """Return the indices of the items that are left after this many micro-steps."""
         return range(2 * (micro_steps // self.micro_steps_per_pass), len(self))
 
-    def __getitem__(self, number: int) -> AnchorBatch:
-        index, kind = divmod(number, 2)
-        anchor: Anchor = "image" if kind == 0 else "text"
-        steps = range(index * self.micro_steps_per_pass, (index + 1) * self.micro_steps_per_pass)
+    def __getitem__(self, index: int) -> AnchorBatch:
+        step = index // 2 * self.micro_steps_per_pass
+        anchor: Anchor = "text" if index % 2 else "image"
+        steps = range(step, step + self.micro_steps_per_pass)
         pairs = [pair for step in steps for pair in self.candidates(anchor, step)]
-        half = AnchorBatch(anchor, read_pairs(pairs, without_images=self.without_images), self.micro_steps_per_pass)
-        if not self.without_images:
-            return half
-        distinct = dict.fromkeys((source, name) for source, _, name in pairs)  # in the batch's order
-        numbers = [self.first_image[source] + source.text_db.image_index[name] for source, name in distinct]
-        return half._replace(images=torch.tensor(numbers))
+        batch = read_pairs(pairs, without_images=self.without_images)
+        images = None
+        if self.without_images:
+            distinct = dict.fromkeys((split, name) for split, _, name in pairs)  # in the order of the batch
+            images = torch.tensor([self._first_image[split] + split.text_db.image_index[name] for split, name in distinct])
+        return AnchorBatch(anchor, batch, self.micro_steps_per_pass, images)
 
     def candidates(self, anchor: Anchor, step: int) -> list[tuple[RetrievalSplit, str, str]]:
-        """The (source, text id, image name) of one half of micro-step ``step``, the positive first."""
-        epoch, position = divmod(step, int(self.bounds[-1]))
+        """Return the (split, text id, image name) triples of one half of micro-step ``step``, the positive first."""
+        epoch, position = divmod(step, int(self._ends[-1]))
         if self._shuffled.get(anchor, (None,))[0] != epoch:
             self._shuffled[anchor] = epoch, self._shuffle(anchor, epoch)
-        number, text = self._located(int(self._shuffled[anchor][1][position]))
-        source, texts, near = self.sources[number], self.texts[number], self.neighbours[number]
-        ids, names = source.text_db.ids, source.image_names
-        image = int(source.image_of[texts[text]])
+        shard, text = self._locate(int(self._shuffled[anchor][1][position]))
+        image = int(shard.image_of[text])
+        ids, names = shard.split.text_db.ids, shard.split.image_names
         rng = self._rng(anchor, 1, step)
         if anchor == "image":
-            numbers, starts = self.of_images[number]
-            own = numbers[starts[image] : starts[image + 1]]
-            drawn = self._drawn(rng, len(texts), own, near.texts_like(text, image))
-            others = [(ids[place], names[image]) for place in texts[drawn]]
+            drawn = self._draw(rng, len(shard.texts), shard.texts_of(image), shard.similar_texts(text))
+            pairs = [(ids[index], names[image]) for index in shard.texts[[text, *drawn]]]
         else:
-            drawn = self._drawn(rng, len(names), np.array([image]), near.images(image))
-            others = [(ids[texts[text]], names[place]) for place in drawn]
-        return [(source, *pair) for pair in [(ids[texts[text]], names[image]), *others]]
+            drawn = self._draw(rng, len(names), np.array([image]), shard.similar_images(image))
+            pairs = [(ids[shard.texts[text]], names[index]) for index in (image, *drawn)]
+        return [(shard.split, *pair) for pair in pairs]
 
-    def _located(self, example: int) -> tuple[int, int]:
-        """Which source this rank's text ``example`` is of, and which it is among the worker's texts there."""
-        number = int(np.searchsorted(self.bounds, example, side="right"))
-        return number, example - int(self.bounds[number]) + len(self.texts[number])
+    def _locate(self, example: int) -> tuple[_Shard, int]:
+        """Return the shard of one of this rank's texts, and the text's position there."""
+        index = int(np.searchsorted(self._ends, example, side="right"))
+        return self._shards[index], example - int(self._ends[index]) + len(self.texts[index])
 
     def _shuffle(self, anchor: Anchor, epoch: int) -> np.ndarray:
-        """All texts in random order, those of neighbours moved up behind the first of them."""
-        order = self._rng(anchor, 0, epoch).permutation(int(self.bounds[-1]))
-        if not any(self.neighbours):
+        """Return all texts in random order, with those of neighbours moved up behind the first of them."""
+        order = self._rng(anchor, 0, epoch).permutation(int(self._ends[-1]))
+        if not self._has_neighbours:
             return order
-        moved: dict[int, None] = {}  # ordered, and a text stays where it came first
+        moved: dict[int, None] = {}  # an ordered set
         for example in order.tolist():
             if example not in moved:
-                number, text = self._located(example)
-                image = int(self.sources[number].image_of[self.texts[number][text]])
-                like = self.neighbours[number].texts_like(text, image) + (example - text)
-                moved.update(dict.fromkeys([example, *like.tolist()]))
+                shard, text = self._locate(example)
+                moved.update(dict.fromkeys([example, *(shard.similar_texts(text) + (example - text)).tolist()]))
         return np.array(list(moved))
 
-    def _drawn(self, rng: np.random.Generator, total: int, own: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """``negative_size`` different numbers below ``total``, none among ``own``, with ``near`` or some of it first."""
-        if len(near) > self.negative_size:
-            near = rng.choice(near, size=self.negative_size, replace=False)
-        others = draw_others(rng, total, np.sort(np.concatenate([own, near])), self.negative_size - len(near))
-        return np.concatenate([near, others])
+    def _draw(self, rng: np.random.Generator, total: int, own: np.ndarray, similar: np.ndarray) -> np.ndarray:
+        """Draw ``negative_size`` different numbers below ``total``, none of them among ``own``, with ``similar`` first."""
+        if len(similar) > self.negative_size:
+            similar = rng.choice(similar, size=self.negative_size, replace=False)
+        others = draw_others(rng, total, np.sort(np.concatenate([own, similar])), self.negative_size - len(similar))
+        return np.concatenate([similar, others])
 
-    def _rng(self, anchor: Anchor, purpose: int, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.rank, anchor == "text", purpose, number])
+    def _rng(self, anchor: Anchor, purpose: int, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.rank, anchor == "text", purpose, index])
 
-    def _check(self, source: RetrievalSplit, texts: int, most: int, world_size: int) -> None:
-        path, specials = source.text_db.path, (source.text_db.cls_id, source.text_db.sep_id)
-        first = self.sources[0].text_db
-        if specials != (first.cls_id, first.sep_id):
-            raise InputError(f"{path}: [CLS] and [SEP] are {specials}, {first.path} has {(first.cls_id, first.sep_id)}")
-        if len(source.image_names) <= self.negative_size:
-            raise InputError(f"{path}: {len(source.image_names)} images, expected more than negative_size {self.negative_size}")
+    def _check(self, shard: _Shard, world_size: int) -> None:
+        path, images, texts = shard.split.text_db.path, len(shard.split.image_names), len(shard.texts)
+        first, own = ((split.text_db.cls_id, split.text_db.sep_id) for split in (self.splits[0], shard.split))
+        if own != first:
+            raise InputError(f"{path}: [CLS] and [SEP] are {own}, {self.splits[0].text_db.path} has {first}")
+        if images <= self.negative_size:
+            raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
+        most = shard.most_texts_per_image()
         if texts - most < self.negative_size:
             raise InputError(
                 f"{path}: {texts} texts for each of {world_size} ranks within max_txt_len, {most} of them of one image, "
@@ -170,39 +160,85 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
             )
 
 
-def _grouped(groups: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """0, 1, … sorted by their ``groups``, numbers below ``count``, and the bounds of each group, (count + 1,)."""
-    order = groups.argsort(kind="stable").astype(np.int32)
-    return order, np.searchsorted(groups[order], np.arange(count + 1))
+class _Shard:
+    """The texts of one split that this rank uses, grouped by image; a text is its position in ``texts``, an image its index.
+
+    Attributes:
+        texts: (n,), indices in ``text_db.ids``.
+        image_of: (n,), the image of each.
+        neighbours: by image, the images that are always among its negatives, if there are any.
+    """
+
+    def __init__(self, split: RetrievalSplit, texts: np.ndarray, neighbours: Mapping[str, Sequence[str]]) -> None:
+        self.split = split
+        self.texts = texts
+        self.image_of = split.image_of[texts]
+        self._by_image = self.image_of.argsort(kind="stable").astype(np.int32)
+        self._starts = np.searchsorted(self.image_of[self._by_image], np.arange(len(split.image_names) + 1))
+        index = split.text_db.image_index
+        self.neighbours: dict[int, np.ndarray] = {}
+        for name, others in neighbours.items():
+            known = [index[other] for other in others if other in index]
+            if name in index and known:
+                self.neighbours[index[name]] = np.array(known)
+
+    def most_texts_per_image(self) -> int:
+        return int(np.diff(self._starts).max())
+
+    def texts_of(self, image: int) -> np.ndarray:
+        return self._by_image[self._starts[image] : self._starts[image + 1]]
+
+    def similar_images(self, image: int) -> np.ndarray:
+        return self.neighbours.get(image, np.empty(0, np.int64))
+
+    def similar_texts(self, text: int) -> np.ndarray:
+        """Return one text of each neighbour that has any: the n-th of the one image goes with the n-th of the other."""
+        image = int(self.image_of[text])
+        position = int((self.texts_of(image) == text).argmax())
+        texts = [self.texts_of(other) for other in self.similar_images(image)]
+        return np.array([of_image[position % len(of_image)] for of_image in texts if len(of_image)], np.int64)
 
 
 def draw_others(rng: np.random.Generator, total: int, excluded: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    """``count`` different numbers below ``total``, uniformly among those that are not in ``excluded``, which is sorted."""
+    """Draw ``count`` different numbers below ``total``, uniformly among those that are not in ``excluded``, which is sorted."""
     drawn = rng.choice(total - len(excluded), size=count, replace=False)
     for number in excluded:
         drawn += drawn >= number
     return drawn
 
 
+def read_neighbours(path: Path | str) -> dict[str, list[str]]:
+    """Read a JSON object from image names to the names of the images that are always among their negatives.
+
+    Raises:
+        InputError: it is anything else, or an image is its own neighbour or has one twice.
+    """
+    neighbours = read_map(path, Expected("a list of image names", is_text_list))
+    for image, names in neighbours.items():
+        if len({image, *names}) <= len(names):
+            raise InputError(f"{path}: {short_repr(image)} has {short_repr(names)}, expected each image once, and not itself")
+    return neighbours
+
+
 class BlockDataset(Dataset[PairBatch]):
-    """All texts of a source, or all its images, ``size`` at a time; or ``names``, some of them."""
+    """All texts of a split, or all its images, ``size`` at a time; or ``names``, some of them."""
 
     def __init__(
-        self, source: RetrievalSplit, kind: Literal["texts", "images"], size: int, names: Sequence[str] | None = None
+        self, split: RetrievalSplit, kind: Literal["texts", "images"], size: int, names: Sequence[str] | None = None
     ) -> None:
-        self.source = source
+        self.split = split
         self.kind = kind
         self.size = size
-        everything = source.text_db.ids if kind == "texts" else source.image_names
+        everything = split.text_db.ids if kind == "texts" else split.image_names
         self.names = everything if names is None else names
 
-    def place(self, number: int) -> slice:
-        """Where in the source's list of texts or images block ``number`` lies."""
-        return slice(number * self.size, min((number + 1) * self.size, len(self.names)))
+    def place(self, index: int) -> slice:
+        """Return the positions that block ``index`` has among the texts or images."""
+        return slice(index * self.size, min((index + 1) * self.size, len(self.names)))
 
     def __len__(self) -> int:
         return math.ceil(len(self.names) / self.size)
 
-    def __getitem__(self, number: int) -> PairBatch:
-        block = self.names[self.place(number)]
-        return self.source.read(block, []) if self.kind == "texts" else self.source.read([], block)
+    def __getitem__(self, index: int) -> PairBatch:
+        block = self.names[self.place(index)]
+        return self.split.read(block, []) if self.kind == "texts" else self.split.read([], block)

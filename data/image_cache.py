@@ -1,4 +1,4 @@
-"""All images of a training in memory, on the device, so that a half brings its texts alone."""
+"""All images of a training in memory, on the device, so that only texts are read for each half of a micro-step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageCache:
-    """The images of some sources, one source's behind the other's, as a ``PairBatch`` has them.
+    """The images of some splits, one split after the other.
 
     Attributes:
         features: rows (all regions, F), as stored, on the device.
@@ -31,18 +31,18 @@ class ImageCache:
     boxes: Tensor
 
     @classmethod
-    def of(cls, sources: Sequence[RetrievalSplit], loader: Loader, limit: float) -> ImageCache | None:
-        """Read all images of ``sources``, unless they might take more than ``limit`` bytes or are of mixed types: then None.
+    def of(cls, splits: Sequence[RetrievalSplit], loader: Loader, limit: float) -> ImageCache | None:
+        """Read all images of ``splits``; return None if they may take more than ``limit`` bytes or are of mixed types.
 
         Raises:
-            InputError: a record that cannot be read.
+            InputError: a record cannot be read.
         """
-        most = sum(source.image_db.most_boxes(source.image_names) for source in sources)
+        most = sum(split.image_db.most_boxes(split.image_names) for split in splits)
         features = boxes = torch.empty(0)
         lengths: list[Tensor] = []
         filled = 0
-        for source in sources if limit > 0 else ():
-            for batch in loader(BlockDataset(source, "images", IMAGES_PER_BLOCK)):
+        for split in splits if limit > 0 else ():
+            for batch in loader(BlockDataset(split, "images", IMAGES_PER_BLOCK)):
                 rows = batch.features.rows
                 if not lengths:
                     if most * (rows[0].nbytes + batch.boxes[0].nbytes) > limit:
@@ -60,10 +60,10 @@ class ImageCache:
         return cls(Ragged(features[:filled], torch.cat(lengths)), boxes[:filled])
 
     def fill(self, half: AnchorBatch) -> AnchorBatch:
-        """``half``, which came without them, with its images."""
+        """Add the images to a ``half`` that came without them."""
         assert half.images is not None
         rows = self.features.row_indices(half.images).to(self.boxes.device)
-        if self.boxes.device.type == "cpu":  # numpy asks for huge pages and is twice as fast
+        if self.boxes.device.type == "cpu":  # NumPy asks for huge pages and is twice as fast
             regions = torch.from_numpy(self.features.rows.numpy().take(rows.numpy(), axis=0))
         else:
             regions = self.features.rows.index_select(0, rows)

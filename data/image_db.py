@@ -1,6 +1,6 @@
 """Image databases: LMDB folders of region features and boxes, filtered by confidence (see docs/formats.md).
 
-Shapes: K boxes of an image, D numbers per feature (2048 in the published databases).
+Shapes: K boxes per image, D numbers per feature (2048 in the published databases).
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from data.boxes import BoxRule, Layout
+from data.boxes import PUBLISHED_RULE, BoxRule, Layout
+from data.checks import BOX_COUNTS, all_finite, check_regions, is_text_list, read_map
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
-from data.records import all_finite, read_msgpack, read_npz, write_msgpack, write_npz
+from data.records import read_msgpack, read_npz, write_msgpack, write_npz
 from utils.errors import InputError
-from utils.files import read_json, save_json, short_repr
-
-_DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
+from utils.files import save_json
 
 
 @dataclass(frozen=True)
 class Image:
-    """Regions of one image, in falling confidence.
+    """Regions of one image, in decreasing confidence.
 
-    ``features`` [K, D] as stored (float16 as a rule, read-only); ``boxes`` float32 [K, 7] = ``[x1, y1, x2, y2, w, h, w * h]``
+    ``features`` [K, D] as stored (usually float16, read-only); ``boxes`` float32 [K, 7] = ``[x1, y1, x2, y2, w, h, w * h]``
     with the product taken in float32.
     """
 
@@ -40,17 +38,11 @@ class Image:
 class ImageDatabase:
     """The images of one set: the filtered database that fits the rule, or else ``all/``, filtered record by record.
 
-    Opening reads at most the small JSON of box numbers. Raises ``InputError`` when no database fits, when a filtered one lacks
-    that JSON, and, on a look-up, for a missing or corrupt record or one that would need pickle.
+    Opening reads at most the small JSON of box counts. Raises ``InputError`` if no database fits, if a filtered one lacks that
+    JSON, and, on a look-up, for a missing or corrupt record or one that would need pickle.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        rule: BoxRule = BoxRule(),  # noqa: B008 - immutable
-        *,
-        compressed: bool = False,
-    ) -> None:
+    def __init__(self, path: Path | str, rule: BoxRule = PUBLISHED_RULE, *, compressed: bool = False) -> None:
         self.path = Path(path)
         self.rule = rule
         self._read = read_npz if compressed else read_msgpack
@@ -59,34 +51,27 @@ class ImageDatabase:
         try:
             name = next((name for name in names if (self.path / name).is_dir()), None)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be entered ({error.strerror})") from error
+            raise InputError(f"{self.path}: cannot be opened ({error.strerror})") from error
         if name is None:
             raise InputError(f"{self.path}: no such image database, looked for {' and '.join(names)}; {contents_of(self.path)}")
         self._filtered = name == names[0]
         if self._filtered and not self.rule.fixed:
-            self._kept = _read_box_numbers(self.path / Layout(self.rule, compressed).sidecar)
+            self._kept = read_map(self.path / Layout(self.rule, compressed).sidecar, BOX_COUNTS)
         self._store = LmdbReader(self.path / name)
 
     def describe(self) -> dict[str, object]:
-        """What results should say about where their images came from."""
+        """Return where the images come from, for the results made of them."""
         return {"path": str(self._store.path), "images": len(self), **asdict(self.rule)}
 
     def fingerprint(self) -> str:
-        """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of which boxes are taken."""
+        """Return a checksum of the database, as ``LmdbReader.fingerprint``, and of which boxes are read."""
         taken = [asdict(self.rule), self._kept]
         return hashlib.sha256((self._store.fingerprint() + json.dumps(taken)).encode()).hexdigest()
 
     def names(self) -> list[str]:
-        """Names of all images, in the order of the database's own list if it has one."""
-        if "__keys__" not in self._store:
-            return list(self._store.keys())
-        try:
-            names = json.loads(bytes(self._store.get("__keys__")))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{self._store.path}: __keys__ is not JSON ({error})") from error
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{self._store.path}: __keys__ is not a list of image names")
-        return names
+        """Return the names of all images, in the order of the database's own list if it has one."""
+        listed = listed_names(self._store)
+        return self._store.keys() if listed is None else listed
 
     def __len__(self) -> int:
         return len(self._store)
@@ -95,45 +80,34 @@ class ImageDatabase:
         return not self.absent([name])
 
     def absent(self, names: Collection[str]) -> list[str]:
-        """Those of ``names`` that have no record, or no number of boxes."""
-        unnumbered = [] if self._kept is None else [name for name in names if name not in self._kept]
-        return list(dict.fromkeys(self._store.absent(names) + unnumbered))
+        """Return those of ``names`` that have no record or no box count."""
+        uncounted = [] if self._kept is None else [name for name in names if name not in self._kept]
+        return list(dict.fromkeys(self._store.absent(names) + uncounted))
 
     def most_boxes(self, names: Iterable[str]) -> int:
-        """How many boxes these images have, or could have: their numbers are known where the database is a filtered one."""
-        if self._kept is not None:
-            return sum(self._kept.get(name, 0) for name in names)
-        return sum(self.rule.num_bb if self.rule.fixed else self.rule.max_bb for _ in names)
+        """Return an upper bound on the boxes that these images have together."""
+        most = self.rule.num_bb if self.rule.fixed else self.rule.max_bb
+        return sum(most if self._kept is None else self._kept.get(name, 0) for name in names)
 
     def __getitem__(self, name: str) -> Image:
         record = self._store.get(name)
+        wanted = ("features", "norm_bb") if self._filtered else ("features", "norm_bb", "conf")
         try:
-            return self._decode(name, record)
+            if self._kept is not None and name not in self._kept:
+                raise ValueError(f"{Layout(self.rule, False).sidecar} does not name it")
+            arrays = self._read(record, wanted)
+            check_regions(arrays, wanted)
         except ValueError as error:
             raise InputError(f"{self._store.path}: image {name!r}: {error}") from error
-
-    def _decode(self, name: str, record: memoryview) -> Image:
-        wanted = ("features", "norm_bb") if self._filtered else ("features", "norm_bb", "conf")
-        arrays = self._read(record, wanted)
-        for key in wanted:
-            if key not in arrays:
-                raise ValueError(f"has no {key}")
-        check_regions(arrays)
-        features, norm_bb = arrays["features"], arrays["norm_bb"]
+        features = arrays["features"]
         if not self._filtered:
             kept = self.rule.count(arrays["conf"])
-        elif self.rule.fixed:
-            kept = min(self.rule.num_bb, len(features))
-        else:
-            assert self._kept is not None
-            if name not in self._kept:
-                raise ValueError(f"{Layout(self.rule, False).sidecar} does not name it")
-            # The number may be larger than what is stored, where the detector found fewer than min_bb boxes.
-            kept = min(self._kept[name], len(features))
-        return Image(name, features[:kept], _seven_numbers(norm_bb[:kept]))
+        else:  # may be more than are stored: the detector may have found fewer than min_bb
+            kept = self.rule.num_bb if self._kept is None else self._kept[name]
+        return Image(name, features[:kept], _seven_numbers(arrays["norm_bb"][:kept]))
 
     def close(self) -> None:
-        """Let go of the database; a later look-up opens it again."""
+        """Release the database; a later look-up opens it again."""
         self._store.close()
 
 
@@ -145,39 +119,25 @@ def _seven_numbers(norm_bb: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def check_regions(arrays: Mapping[str, np.ndarray]) -> None:
-    """``ValueError`` unless the arrays are floating and finite, and have one row for each of at least one box."""
-    rows = arrays["features"].shape[:1]
-    for name, array in arrays.items():
-        if array.dtype.kind != "f":
-            raise ValueError(f"{name} has type {array.dtype}, expected floating numbers")
-        if array.ndim != _DIMENSIONS.get(name, array.ndim) or 0 in array.shape:
-            expected = f"{_DIMENSIONS[name]} dimensions, none" if name in _DIMENSIONS else "no dimension"
-            raise ValueError(f"{name} has shape {list(array.shape)}, expected {expected} of them empty")
-        if array.shape[:1] != rows:
-            raise ValueError(f"{name} has shape {list(array.shape)}, features has {rows[0]} rows")
-        if not all_finite(array):
-            raise ValueError(f"{name} has numbers that are not finite")
-    if arrays["norm_bb"].shape[1] != 6:
-        raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
+def listed_names(store: LmdbReader) -> list[str] | None:
+    """Return the database's own list of its images, ``__keys__``, or None if it has none. Raises ``InputError``."""
+    if "__keys__" not in store:
+        return None
+    try:
+        names = json.loads(bytes(store.get("__keys__")))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{store.path}: __keys__ is not JSON ({error})") from error
+    if not is_text_list(names):
+        raise InputError(f"{store.path}: __keys__ is not a list of image names")
+    return names
 
 
 def contents_of(path: Path) -> str:
-    """What is in a folder, for a message."""
+    """Describe what is in a folder, for an error message."""
     if not path.is_dir():
         return "the folder does not exist"
     names = sorted(entry.name for entry in path.iterdir())
     return f"the folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "the folder is empty"
-
-
-def _read_box_numbers(file: Path) -> dict[str, int]:
-    numbers = read_json(file)
-    if not isinstance(numbers, dict):
-        raise InputError(f"{file}: expected a JSON object")
-    for name, number in numbers.items():
-        if type(number) is not int or number < 1:
-            raise InputError(f"{file}: {short_repr(name)} has {short_repr(number)}, expected a number of boxes")
-    return numbers
 
 
 def encode_image(
@@ -189,19 +149,19 @@ def encode_image(
     compressed: bool,
     **extra: np.ndarray,
 ) -> tuple[bytes, int]:
-    """The record of one image and the number of boxes in it: in falling confidence, filtered by ``rule``, in half precision.
+    """Return the record of one image, in decreasing confidence and half precision, and the number of boxes in it.
 
-    ``rule`` None keeps all. ``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K] and every ``extra`` have a row for each box.
-    Without ``conf`` the first boxes count as the most confident, and all as confident enough; the record then has none.
-    Raises ``ValueError``.
+    The boxes are ``features`` [K, D], ``norm_bb`` [K, 6], ``conf`` [K], and ``extra`` arrays of one row per box; ``rule`` None
+    keeps all. Without ``conf`` they are taken to be in order and confident enough, and the record has no confidences. Raises
+    ``ValueError`` for what ``check_regions`` refuses, confidences outside [0, 1], and numbers too large for float16.
     """
     if rule is None and conf is None:
         raise ValueError("has no confidences, which filtering needs when the database is read")
     arrays = {"features": features, "norm_bb": norm_bb, **({} if conf is None else {"conf": conf}), **extra}
     check_regions(arrays)
-    confidence = np.full(len(features), np.inf) if conf is None else conf
     if conf is not None and not ((conf >= 0) & (conf < 1.01)).all():
         raise ValueError(f"conf goes from {conf.min():g} to {conf.max():g}, expected confidences from 0 to 1")
+    confidence = np.full(len(features), np.inf) if conf is None else conf
     kept = len(features) if rule is None else rule.count(confidence)
     order = np.argsort(-confidence, kind="stable")[:kept]
     with np.errstate(over="ignore"):
@@ -213,55 +173,57 @@ def encode_image(
 
 
 class ImageDatabaseWriter:
-    """Writes one LMDB folder of an image database, and its JSON of box numbers; they appear when the ``with`` block succeeds.
+    """Writes one LMDB folder of an image database and its JSON of box counts; both appear when the ``with`` block succeeds.
 
-    ``rule`` None writes every box into ``all/``; ``made``, which may be set meanwhile, is where the database comes from, for
-    ``made_<folder>.json``. Raises ``InputError`` when the folder exists, for a name that occurs twice, for
-    arrays that are not what ``encode_image`` takes, when no image was put, and when the JSON already there belongs to other
-    images.
+    ``rule`` None writes every box into ``all/``. ``made``, which may be set meanwhile, is the provenance to write to
+    ``made_<folder>.json``. Raises ``InputError`` if the folder exists, for a name that occurs twice, for arrays that
+    ``encode_image`` refuses, if no image was put, and if the JSON that is already there belongs to other images.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        rule: BoxRule | None = BoxRule(),  # noqa: B008 - immutable
-        *,
-        compressed: bool = False,
-    ) -> None:
+    def __init__(self, path: Path | str, rule: BoxRule | None = PUBLISHED_RULE, *, compressed: bool = False) -> None:
         self.path = Path(path)
         self.layout = Layout(rule, compressed)
         self.lmdb_path = self.path / self.layout.folder
         self.made: Mapping[str, object] | None = None
         self._sidecar = self.path / self.layout.sidecar if self.layout.sidecar else None
+        self._twin = self.path / Layout(rule, not compressed).folder
         self._note = self.path / f"made_{self.layout.folder}.json"
-        self._store = LmdbWriter(self.lmdb_path)
+        self._store = LmdbWriter(self.lmdb_path, self._finish)
         self._kept: dict[str, int] = {}
         self._agreed: dict[str, int] | None = None
 
     def __enter__(self) -> ImageDatabaseWriter:
-        # The compressed and the plain database share one JSON; one that is left of neither may be replaced.
-        if self._sidecar and self._sidecar.exists() and (self.path / self.layout.twin.folder).is_dir():
-            self._agreed = _read_box_numbers(self._sidecar)
+        # The compressed and the plain database share one JSON; it may be replaced if neither of them exists any more.
+        if self._sidecar and self._sidecar.exists() and self._twin.is_dir():
+            self._agreed = read_map(self._sidecar, BOX_COUNTS)
         self._store.__enter__()
         return self
 
-    def put(
-        self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray | None = None, **extra: np.ndarray
-    ) -> None:
-        """Add one image; the arrays are as for ``encode_image``."""
+    def __exit__(self, *exception: Any) -> None:
+        new = [file for file in (self._sidecar, self._note) if file is not None and not file.exists()]
         try:
-            record, kept = encode_image(
-                features, norm_bb, conf, rule=self.layout.rule, compressed=self.layout.compressed, **extra
-            )
-        except ValueError as error:
-            raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
-        self.put_encoded(name, record, kept)
+            self._store.__exit__(*exception)
+        except BaseException:
+            for file in new:
+                file.unlink(missing_ok=True)
+            raise
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
+    def put(
+        self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray | None = None, **extra: np.ndarray
+    ) -> None:
+        """Add one image; for the arrays see ``encode_image``."""
+        rule, compressed = self.layout.rule, self.layout.compressed
+        try:
+            record, kept = encode_image(features, norm_bb, conf, rule=rule, compressed=compressed, **extra)
+        except ValueError as error:
+            raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
+        self.put_encoded(name, record, kept)
+
     def put_encoded(self, name: str, record: bytes, kept: int) -> None:
-        """Add one image that ``encode_image`` has made into a record of ``kept`` boxes, maybe in another process."""
+        """Add an image that ``encode_image`` has made into a record of ``kept`` boxes, possibly in another process."""
         try:
             check_name(name)
         except ValueError as error:
@@ -272,21 +234,6 @@ class ImageDatabaseWriter:
             self._disagree()
         self._store.put(name, record)
         self._kept[name] = kept
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        new = [file for file in (self._sidecar, self._note) if file is not None and not file.exists()]
-        try:
-            if kind is None:
-                try:
-                    self._finish()
-                except BaseException as failure:
-                    self._store.__exit__(type(failure), failure, failure.__traceback__)
-                    raise
-            self._store.__exit__(kind, error, trace)
-        except BaseException:
-            for file in new:
-                file.unlink(missing_ok=True)
-            raise
 
     def _finish(self) -> None:
         if not self._kept:
@@ -300,4 +247,4 @@ class ImageDatabaseWriter:
             save_json(self._note, self.made)
 
     def _disagree(self) -> NoReturn:
-        raise InputError(f"{self._sidecar}: belongs to {self.layout.twin.folder}, which has other images or numbers of boxes")
+        raise InputError(f"{self._sidecar}: belongs to {self._twin.name}, which has other images or numbers of boxes")

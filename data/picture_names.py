@@ -1,4 +1,4 @@
-"""What pictures are called, and the records of their features in an image database; and finding the former from the latter."""
+"""What pictures are called, what image databases call their features, and how to find the former from the latter."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.files import short_repr
 
-# What may follow a picture's name in annotations, in the ids of a detector's output, and among files of features.
-_SUFFIX = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|npz|npy)$", re.IGNORECASE)
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+_PICTURES = r"\.(jpe?g|png|gif|bmp|webp|tiff?)"
+# The endings that names have in annotations, in the ids of a detector's output, and among files of features.
+_ENDING = re.compile(rf"({_PICTURES}|\.npz|\.npy)$", re.IGNORECASE)
 _DATASETS = ("", "flickr30k", "coco")  # each names the features of a picture in its own way
 
 
 def picture_stem(filename: str) -> str:
-    """A picture's name without folders and suffix."""
-    return _SUFFIX.sub("", Path(filename).name)
+    """Return a picture's name without folders and ending."""
+    return _ENDING.sub("", Path(filename).name)
 
 
 def trailing_number(filename: str) -> int | None:
-    """The number of up to 18 digits at the end of a picture's name, None where there is none."""
+    """Return the number of at most 18 digits at the end of a picture's name, or None if there is none."""
     stem = picture_stem(filename)
     digits = stem[len(stem.rstrip("0123456789")) :]
     return int(digits) if 0 < len(digits) <= 18 else None
 
 
 def feature_name(dataset: str, filename: str, folder: str = "") -> str:
-    """The key of a picture in an image database: the published name for Flickr30k and COCO, else its own + ``.npz``.
+    """Return the key of a picture in an image database: as published for Flickr30k and COCO, else the stem + ``.npz``.
 
-    ``folder`` is COCO's ``train2014`` or ``val2014``, looked at when the file name has neither. Raises ``ValueError``.
+    ``folder`` is COCO's ``train2014`` or ``val2014``, used if the file name has neither. Raises ``ValueError``.
     """
     stem, number = picture_stem(filename), trailing_number(filename)
     if not stem:
@@ -51,15 +51,15 @@ def feature_name(dataset: str, filename: str, folder: str = "") -> str:
 
 
 def find_pictures(folder: Path, names: Collection[str]) -> dict[str, Path]:
-    """The picture in ``folder``, or in a folder below, of each of the images ``names`` that has one there.
+    """Find the pictures of the images ``names`` in ``folder`` and the folders below it; images without a picture are left out.
 
-    Raises ``InputError`` when there is none at all, and when two pictures would be the same image.
+    Raises ``InputError`` if there is none at all, or if two pictures would be the same image.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one with pictures")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        for name in _possible_names(path) if path.suffix.lower() in _SUFFIXES else ():
+        for name in _possible_names(path) if re.fullmatch(_PICTURES, path.suffix, re.IGNORECASE) else ():
             if name in names and found.setdefault(name, path) != path:
                 raise InputError(f"{found[name]} and {path}: both would be image {name!r}, expected one picture of each")
     if not found:
@@ -69,7 +69,7 @@ def find_pictures(folder: Path, names: Collection[str]) -> dict[str, Path]:
 
 
 def _possible_names(path: Path) -> Iterator[str]:
-    """What an image database may call the features of a picture."""
+    """What image databases may call the features of a picture."""
     for dataset in _DATASETS:
-        with suppress(ValueError):  # no name of this data set
+        with suppress(ValueError):  # not a name of this data set
             yield feature_name(dataset, path.name, path.parent.name)

@@ -1,39 +1,43 @@
-"""A text database with the image database of its texts, checked against each other and against the model."""
+"""The data of one split: a text database with the image database of its texts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.batch import InputLimits, PairBatch, check_length, collate
-from data.boxes import BoxRule
-from data.image_db import ImageDatabase
-from data.text_db import TextDatabase
+from data.boxes import PUBLISHED_RULE, BoxRule
+from data.image_db import Image, ImageDatabase
+from data.text_db import Text, TextDatabase
 from utils.errors import InputError
 
 LOGGER = logging.getLogger(__name__)
 
 
 class RetrievalSplit:
-    """A text database and the image database its texts belong to, checked against each other and against the model.
+    """A text database and the image database of its texts, checked against each other and against the model.
 
     Use it as a context manager, or ``close`` it.
 
     Args:
+        limits: what the model accepts.
+        rule: which boxes to read.
+        compressed: whether to read the image database with compressed records.
         max_txt_len: leave out texts of more word pieces; -1 for none.
 
     Attributes:
-        texts: places in ``text_db.ids`` of the texts within ``max_txt_len``, in their order.
-        image_names: the images that the text database names, in its order. An image database may hold other splits' images too.
-        image_of: the place in ``image_names`` of the image of each text in ``text_db.ids``.
+        texts: indices in ``text_db.ids`` of the texts within ``max_txt_len``, in ascending order.
+        image_names: the images that the text database names, in its order; the image database may have others too.
+        image_of: for each of ``text_db.ids``, the index in ``image_names`` of its image.
 
     Raises:
-        InputError: a database is missing or damaged, a text or an image that the sidecars name is absent, or the model's
-            vocabulary or position table is too small.
+        InputError: a database is missing or damaged, a text or an image has no record, or the model's vocabulary or position
+            table is too small.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class RetrievalSplit:
         txt_db: str,
         img_db: str,
         limits: InputLimits,
-        rule: BoxRule = BoxRule(),  # noqa: B008 - immutable
+        rule: BoxRule = PUBLISHED_RULE,
         *,
         compressed: bool = False,
         max_txt_len: int = -1,
@@ -60,20 +64,18 @@ class RetrievalSplit:
         if len(self.texts):
             longest = int(self.texts[lengths[self.texts].argmax()])
             check_length(self.text_db.ids[longest], int(lengths[longest]), limits)
-        with self:  # open environments must not cross the fork of the loader's workers
-            absent = self.text_db.absent()
-            if absent:
-                raise InputError(f"{txt_db}: text {absent[0]!r}, which id2len.json names, is absent ({len(absent)} in all)")
-            absent = self.image_db.absent(self.image_names)
-            if absent:
-                raise InputError(f"{img_db}: image {absent[0]!r}, which {txt_db} names, is absent ({len(absent)} in all)")
+        with self:  # no environment may stay open when loader processes are forked
+            if absent := self.text_db.absent():
+                raise InputError(f"{txt_db}: has no record of text {absent[0]!r} in id2len.json ({len(absent)} in all)")
+            if absent := self.image_db.absent(self.image_names):
+                raise InputError(f"{img_db}: has no record of image {absent[0]!r} of {txt_db} ({len(absent)} in all)")
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums by which to tell later whether these are still the same data, wherever they have been copied to."""
+        """Return checksums that tell whether these are still the same data, wherever they have been copied to."""
         return {"txt_db": self.text_db.fingerprint(), "img_db": self.image_db.fingerprint()}
 
     def close(self) -> None:
-        """Let go of both databases; a later look-up opens them again."""
+        """Release both databases; a later look-up opens them again."""
         self.text_db.close()
         self.image_db.close()
 
@@ -83,36 +85,30 @@ class RetrievalSplit:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def read(self, text_ids: Sequence[str], image_names: Sequence[str]) -> PairBatch:
-        """The batch of these texts and images, with no pairs yet."""
-        return collate(
-            [self.text_db[text_id] for text_id in text_ids],
-            [self.image_db[name] for name in image_names],
-            torch.empty(0, 2, dtype=torch.int64),
-            cls_id=self.text_db.cls_id,
-            sep_id=self.text_db.sep_id,
-            limits=self.limits,
-        )
+    def read(self, text_ids: Iterable[str], image_names: Iterable[str]) -> PairBatch:
+        """Read these texts and images into a batch without pairs."""
+        texts, images = [self.text_db[text_id] for text_id in text_ids], [self.image_db[name] for name in image_names]
+        return self._collate(texts, images, torch.empty(0, 2, dtype=torch.int64))
+
+    def _collate(self, texts: Sequence[Text], images: Sequence[Image], pairs: Tensor) -> PairBatch:
+        text_db = self.text_db
+        return collate(texts, images, pairs, cls_id=text_db.cls_id, sep_id=text_db.sep_id, limits=self.limits)
 
 
 def read_pairs(pairs: Sequence[tuple[RetrievalSplit, str, str]], *, without_images: bool = False) -> PairBatch:
-    """The batch of these (source, text id, image name), each distinct text and image read once.
+    """Read a batch of (split, text id, image name) triples, each distinct text and image once.
 
-    ``without_images`` leaves features and boxes empty, for one who has them already.
+    ``without_images`` leaves features and boxes empty, for a caller that has them already.
     """
     texts: dict[tuple[RetrievalSplit, str], int] = {}
     images: dict[tuple[RetrievalSplit, str], int] = {}
     indices = [
-        (texts.setdefault((source, text_id), len(texts)), images.setdefault((source, name), len(images)))
-        for source, text_id, name in pairs
+        (texts.setdefault((split, text_id), len(texts)), images.setdefault((split, name), len(images)))
+        for split, text_id, name in pairs
     ]
-    first = pairs[0][0]
-    batch = collate(
-        [source.text_db[text_id] for source, text_id in texts],
-        [] if without_images else [source.image_db[name] for source, name in images],
+    batch = pairs[0][0]._collate(
+        [split.text_db[text_id] for split, text_id in texts],
+        [] if without_images else [split.image_db[name] for split, name in images],
         torch.tensor(indices),
-        cls_id=first.text_db.cls_id,
-        sep_id=first.text_db.sep_id,
-        limits=first.limits,
     )
     return replace(batch, image_names=tuple(name for _, name in images))

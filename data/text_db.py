@@ -1,30 +1,30 @@
-"""Text databases: LMDB of lz4-compressed msgpack maps, one a caption, with four JSON files beside it (see docs/formats.md)."""
+"""Text databases: LMDB of lz4-compressed msgpack maps, one per caption, and four JSON files (see docs/formats.md)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import lz4.frame
 import msgpack
 import numpy as np
 
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError
-from utils.files import read_json, save_json, short_repr
+from utils.files import save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class Text:
-    """One caption: ``input_ids`` int64 [words] without special tokens; ``extra`` has the record's other fields as they are."""
+    """One caption: ``input_ids`` int64 [words] without special tokens; ``extra`` has the record's other fields unchanged."""
 
     id: str
     input_ids: np.ndarray
@@ -33,7 +33,7 @@ class Text:
 
     @property
     def caption(self) -> str | None:
-        """What was tokenised, where the record has kept it, as ``raw`` or as ``sentence``."""
+        """The text before tokenisation, if the record keeps it as ``raw`` or ``sentence``."""
         kept = (self.extra.get(key) for key in ("raw", "sentence"))
         return next((text for text in kept if isinstance(text, str) and text.strip()), None)
 
@@ -44,8 +44,8 @@ class TextDatabase:
     Attributes:
         ids: the texts, in the order of ``id2len.json``; ``index_of`` is the inverse.
         lengths: (texts,) int32, word pieces of each, from the same file.
-        images: names of the images that have a text here, in the order of their first ones.
-        image_of: (texts,) int32, index in ``images`` of each text's image; ``image_index`` maps a name to its index.
+        images: names of the images that have a text here, in the order of their first texts; ``image_index`` is the inverse.
+        image_of: (texts,) int32, index in ``images`` of each text's image.
 
     Raises:
         InputError: a file is missing, malformed or contradicts another, or there is no text.
@@ -56,131 +56,84 @@ class TextDatabase:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such text database")
         self._store = LmdbReader(self.path)
-        self._read_meta(self.path / "meta.json")
-        lengths = _read_map(self.path / "id2len.json", "a number of word pieces", lambda n: type(n) is int and 0 <= n < 2**31)
+        meta = read_object(self.path / "meta.json")
+        for fault in vocabulary_faults(meta, ("CLS", "SEP")):
+            raise InputError(f"{self.path / 'meta.json'}: {fault}")
+        self.vocab_size: int = meta["v_range"][1]
+        self.cls_id: int = meta["CLS"]
+        self.sep_id: int = meta["SEP"]
+        lengths = read_map(self.path / "id2len.json", LENGTHS)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")
         self.ids = list(lengths)
         self.index_of = {text_id: index for index, text_id in enumerate(self.ids)}
         self.lengths = np.fromiter(lengths.values(), np.int32, len(lengths))
-        image_of = self._read_images(lengths)
+        image_of = self._read_images()
         self.image_index: dict[str, int] = {}
-        indices = [self.image_index.setdefault(image_of[text_id], len(self.image_index)) for text_id in lengths]
+        indices = [self.image_index.setdefault(image_of[text_id], len(self.image_index)) for text_id in self.ids]
         self.images = list(self.image_index)
         self.image_of = np.array(indices, np.int32)
 
     def fingerprint(self) -> str:
-        """A checksum of what this database holds, as ``LmdbReader.fingerprint`` has it, and of the files beside it in full."""
+        """Return a checksum of the database: ``LmdbReader.fingerprint``, and the files beside it in full."""
         numbers = json.dumps([self._store.fingerprint(), self.vocab_size, self.cls_id, self.sep_id]).encode()
         beside = [numbers, _joined(self.ids), self.lengths.tobytes(), _joined(self.images), self.image_of.tobytes()]
         return hashlib.sha256(b"".join(beside)).hexdigest()
 
-    def _read_meta(self, file: Path) -> None:
-        meta = read_json(file)
-        if not isinstance(meta, dict):
-            raise InputError(f"{file}: expected a JSON object")
-        v_range = meta.get("v_range")
-        if not (isinstance(v_range, list) and len(v_range) == 2 and all(type(n) is int for n in v_range) and v_range[1] > 0):
-            raise InputError(
-                f"{file}: v_range is {short_repr(v_range)}, expected [first ordinary word piece, size of the vocabulary]"
-            )
-        self.vocab_size: int = v_range[1]
-        for key in ("CLS", "SEP"):
-            if type(meta.get(key)) is not int or not 0 <= meta[key] < self.vocab_size:
-                raise InputError(
-                    f"{file}: {key} is {short_repr(meta.get(key))}, expected a word piece's number under {self.vocab_size}"
-                )
-        self.cls_id: int = meta["CLS"]
-        self.sep_id: int = meta["SEP"]
+    def _read_images(self) -> dict[str, str]:
+        """Read the image of each text from ``img2txts.json``, with which ``txt2img.json`` must agree on all ``ids``.
 
-    def _read_images(self, texts: Collection[str]) -> dict[str, str]:
-        """``txt2img.json``, which ``img2txts.json`` must agree with on all ``texts``."""
+        Its keys are one string per image. Those of ``txt2img.json`` are one per text, which would fill memory.
+        """
         image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
-        image_of: dict[str, str] = _read_map(image_file, "an image's name", lambda name: isinstance(name, str))
-        missing = next((text_id for text_id in texts if text_id not in image_of), None)
-        if missing is not None:
-            raise InputError(f"{image_file}: has no text {short_repr(missing)}, which id2len.json names")
-        listed = set()
-        for image, of_image in _read_map(texts_file, "a list of text ids", is_text_list).items():
-            for text_id in of_image:
+        image_of = read_map(image_file, IMAGE_NAMES)
+        listed: dict[str, str] = {}
+        for image, text_ids in read_map(texts_file, TEXT_IDS).items():
+            listed.update(dict.fromkeys(text_ids, image))
+            for text_id in text_ids:
                 if image_of.get(text_id) != image:
-                    raise InputError(
-                        f"{texts_file}: lists text {short_repr(text_id)} for {short_repr(image)}, the other files do not"
-                    )
-            listed.update(of_image)
-        missing = next((text_id for text_id in texts if text_id not in listed), None)
-        if missing is not None:
-            raise InputError(
-                f"{texts_file}: does not list text {short_repr(missing)} for its image {short_repr(image_of[missing])}"
-            )
-        return image_of
+                    wrong = f"lists text {short_repr(text_id)} for image {short_repr(image)}"
+                    raise InputError(f"{texts_file}: {wrong}, but txt2img.json has {short_repr(image_of.get(text_id))}")
+        for file, known in ((image_file, image_of), (texts_file, listed)):
+            for text_id in self.ids:
+                if text_id not in known:
+                    raise InputError(f"{file}: lacks text {short_repr(text_id)}, which id2len.json names")
+        return listed
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def absent(self) -> list[str]:
-        """Those of ``ids`` that have no record."""
+        """Return those of ``ids`` that have no record."""
         return self._store.absent(self.ids)
 
     def __getitem__(self, text_id: str) -> Text:
         record = self._store.get(text_id)
-        try:
-            fields = decode_text(record)
-            return Text(text_id, input_ids_of(fields, self.vocab_size), self._image(text_id, fields), fields)
-        except ValueError as error:
-            raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
-
-    def _image(self, text_id: str, fields: dict[str, Any]) -> str:
-        image = fields.pop("img_fname", None)
-        if isinstance(image, bytes):
-            image = image.decode()
         index = self.index_of.get(text_id)
         expected = None if index is None else self.images[self.image_of[index]]
-        if image is None or image != expected:
-            raise ValueError(f"img_fname is {short_repr(image)}, txt2img.json says {short_repr(expected)}")
-        return image
+        try:
+            fields = decode_text(record)
+            input_ids, image = take_text(fields, self.vocab_size)
+            if image is None or image != expected:
+                raise ValueError(f"img_fname is {short_repr(image)}, txt2img.json says {short_repr(expected)}")
+        except ValueError as error:
+            raise InputError(f"{self.path}: text {text_id!r}: {error}") from error
+        return Text(text_id, input_ids, image, fields)
 
     def close(self) -> None:
-        """Let go of the database; a later look-up opens it again."""
+        """Release the database; a later look-up opens it again."""
         self._store.close()
 
 
 def _joined(names: list[str]) -> bytes:
-    """The UTF-8 of all names and the int64 offsets that separate them, to be hashed."""
+    """The UTF-8 of all names and the int64 offsets that separate them, for a checksum."""
     encoded = [name.encode("utf-8", "surrogatepass") for name in names]  # JSON may hold unpaired surrogates
     return b"".join(encoded) + np.cumsum([0, *map(len, encoded)], dtype=np.int64).tobytes()
 
 
-def input_ids_of(fields: dict[str, Any], vocab_size: int) -> np.ndarray:
-    """Takes ``input_ids``, int64 [words], out of a record's map; raises ``ValueError`` when they are not word pieces."""
-    numbers = fields.pop("input_ids", None)
-    if not isinstance(numbers, list) or not numbers or not all(type(number) is int for number in numbers):
-        raise ValueError("input_ids is missing, empty or not a list of integers")
-    if min(numbers) < 0 or max(numbers) >= vocab_size:
-        wrong = min(numbers) if min(numbers) < 0 else max(numbers)
-        raise ValueError(f"word piece {wrong} is outside the vocabulary of {vocab_size}")
-    return np.array(numbers, dtype=np.int64)
-
-
-def is_text_list(value: Any) -> bool:
-    """Whether JSON or msgpack has a list of texts."""
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _read_map(file: Path, meaning: str, fits: Callable[[Any], bool]) -> dict[str, Any]:
-    """A JSON object of which every value passes ``fits``; ``meaning`` says what such a value is."""
-    contents = read_json(file)
-    if not isinstance(contents, dict):
-        raise InputError(f"{file}: expected a JSON object")
-    for key, value in contents.items():
-        if not fits(value):
-            raise InputError(f"{file}: {short_repr(key)} has {short_repr(value)}, expected {meaning}")
-    return contents
-
-
 def decode_text(record: memoryview | bytes) -> dict[str, Any]:
-    """The map in a record, keys as text; raises ``ValueError``. At most 16 MiB are unpacked."""
-    if len(record) > _MAX_RECORD_BYTES:  # whatever is behind the frame's end would be copied
+    """Return the map in a record, with keys as text; at most 16 MiB are unpacked. Raises ``ValueError``."""
+    if len(record) > _MAX_RECORD_BYTES:  # lz4 would copy whatever follows the end of the frame
         raise ValueError(f"has {len(record):,} bytes, expected at most {_MAX_RECORD_BYTES:,}")
     frame = lz4.frame.LZ4FrameDecompressor()
     try:
@@ -197,7 +150,7 @@ def decode_text(record: memoryview | bytes) -> dict[str, Any]:
 
 
 def encode_text(input_ids: Iterable[int], image: str, **fields: Any) -> bytes:
-    """The record of one caption: its word pieces without special tokens, its image's name, and fields to keep beside them."""
+    """Return the record of one caption: word-piece ids without special tokens, its image's name, and any other ``fields``."""
     record = {"input_ids": [int(number) for number in input_ids], "img_fname": image, **fields}
     return lz4.frame.compress(msgpack.packb(record, use_bin_type=True))
 
@@ -205,16 +158,14 @@ def encode_text(input_ids: Iterable[int], image: str, **fields: Any) -> bytes:
 class TextDatabaseWriter:
     """Writes a text database whose folder appears when the ``with`` block succeeds.
 
-    ``meta`` becomes ``meta.json``; it needs ``CLS``, ``SEP``, ``MASK``, ``UNK`` and ``v_range``. Raises ``InputError`` when
-    ``path`` exists, for a text id that occurs twice or a text without word pieces, and when no text was put.
+    ``meta``, as ``WordPieceTokenizer.meta`` makes it, becomes ``meta.json``. Raises ``InputError`` if ``path`` exists, for a
+    text id that occurs twice, for a text without word pieces, and if no text was put.
     """
 
     def __init__(self, path: Path | str, meta: Mapping[str, Any]) -> None:
-        missing = {"CLS", "SEP", "MASK", "UNK", "v_range"} - set(meta)
-        assert not missing, f"meta lacks {missing}"
         self.path = Path(path)
         self._meta = dict(meta)
-        self._store = LmdbWriter(self.path)
+        self._store = LmdbWriter(self.path, self._write_sidecars)
         self._lengths: dict[str, int] = {}
         self._image_of: dict[str, str] = {}
         self._texts_of: dict[str, list[str]] = {}
@@ -223,18 +174,18 @@ class TextDatabaseWriter:
         self._store.__enter__()
         return self
 
+    def __exit__(self, *exception: Any) -> None:
+        self._store.__exit__(*exception)
+
     def put(self, text_id: str, input_ids: Sequence[int], image: str, **fields: Any) -> None:
-        """Add one caption; the others are as for ``encode_text``."""
+        """Add one caption; for the arguments see ``encode_text``."""
         self.put_encoded(text_id, image, encode_text(input_ids, image, **fields), len(input_ids))
 
     def put_encoded(self, text_id: str, image: str, record: bytes, length: int) -> None:
-        """Add one caption that ``encode_text`` has made into a record of ``length`` word pieces, maybe in another process."""
-        if not length:
-            raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} has no word pieces")
-        if length > MAX_ITEMS:
-            raise InputError(
-                f"{self.path}: text {short_repr(text_id)} has {length:,} word pieces, expected at most {MAX_ITEMS:,}"
-            )
+        """Add a caption that ``encode_text`` has made into a record of ``length`` word pieces, possibly in another process."""
+        if not 0 < length <= MAX_ITEMS:
+            wrong = f"has {length:,} word pieces, expected at most {MAX_ITEMS:,}" if length else "has no word pieces"
+            raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
         for kind, name in (("text id", text_id), ("image", image)):
             try:
                 check_name(name)
@@ -247,19 +198,9 @@ class TextDatabaseWriter:
         self._image_of[text_id] = image
         self._texts_of.setdefault(image, []).append(text_id)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                self._write_sidecars()
-            except BaseException as failure:
-                self._store.__exit__(type(failure), failure, failure.__traceback__)
-                raise
-        self._store.__exit__(kind, error, trace)
-
     def _write_sidecars(self) -> None:
         if not self._lengths:
             raise InputError(f"{self.path}: empty split, there is no text to write")
-        save_json(self._store.folder / "meta.json", self._meta, indent=None)
-        save_json(self._store.folder / "id2len.json", self._lengths, indent=None)
-        save_json(self._store.folder / "txt2img.json", self._image_of, indent=None)
-        save_json(self._store.folder / "img2txts.json", self._texts_of, indent=None)
+        sidecars = {"meta": self._meta, "id2len": self._lengths, "txt2img": self._image_of, "img2txts": self._texts_of}
+        for name, contents in sidecars.items():
+            save_json(self._store.folder / f"{name}.json", contents, indent=None)

@@ -1,8 +1,8 @@
-"""The word-piece tokenizer of bert-base-cased, split into words first as UNITER's databases were.
+"""The word-piece tokenizer of bert-base-cased, applied word by word as in UNITER's databases.
 
 The vocabulary comes from a ``vocab.txt`` or is rebuilt from a table in the PyPI package ``blingfire``: nothing is downloaded.
-Agrees with the original BERT tokenizer except on code points that Unicode assigns nothing to, some 120 punctuation and format
-signs of rare scripts, and the 256 ideographs from U+2B820, which the ``tokenizers`` library classifies in its own way.
+It agrees with the original BERT tokenizer except on unassigned code points, some 120 punctuation and format signs of rare
+scripts, and the 256 ideographs from U+2B820, which the ``tokenizers`` library classifies in its own way.
 """
 
 from __future__ import annotations
@@ -25,22 +25,21 @@ _SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 
 
 def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
-    """The tokenizer of a vocabulary file (one word piece a line), or of bert-base-cased when none is given.
+    """Load the tokenizer of a vocabulary file (one word piece per line), or of bert-base-cased if none is given.
 
-    Raises ``InputError`` for a file that is missing or is no such vocabulary, and when ``blingfire`` is needed but missing.
+    Raises ``InputError`` for a file that is missing or not a BERT vocabulary, and if ``blingfire`` is needed but missing.
     """
     if vocab is None:
         return WordPieceTokenizer(_bert_base_cased(), "bert-base-cased")
     path = Path(vocab)
     try:
         data = path.read_bytes()
-        # Split at newlines alone: the vocabulary has pieces that Python takes for the end of a line.
+        # Not splitlines(): the vocabulary has pieces that it takes for line ends.
         pieces = [line.strip() for line in data.decode("utf-8").removesuffix("\n").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a vocabulary ({error})") from error
-    for number, piece in enumerate(pieces):
-        if not piece:
-            raise InputError(f"{path}: line {number + 1} is empty, expected a word piece")
+    if "" in pieces:
+        raise InputError(f"{path}: line {pieces.index('') + 1} is empty, expected a word piece")
     piece, times = Counter(pieces).most_common(1)[0]
     if times > 1:
         raise InputError(f"{path}: word piece {piece!r} occurs {times} times")
@@ -52,15 +51,15 @@ def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
 
 
 def _bert_base_cased() -> list[str]:
-    """The published vocabulary, from blingfire's table of it.
+    """Rebuild the published vocabulary from blingfire's table.
 
-    The table is three segments, a count and their offsets before them; the second has a count, offsets, and one UTF-8 text in
-    which a piece that starts a word has a space before it.
+    The table is a count, offsets, and three segments. The second segment is a count, offsets, and one UTF-8 text in which a
+    piece that starts a word follows a space.
     """
-    # Found without importing it: the package loads a native library that need not exist for this machine.
+    # Not imported: the package loads a native library that may not exist for this machine.
     package = importlib.util.find_spec("blingfire")
     if package is None or not package.submodule_search_locations:
-        raise InputError("the bert-base-cased vocabulary: package blingfire is not installed; install it or give a vocab.txt")
+        raise InputError("the bert-base-cased vocabulary: package blingfire is not installed; install it or pass a vocab.txt")
     file = Path(package.submodule_search_locations[0]) / "bert_base_cased_tok.i2w"
     try:
         table = file.read_bytes()
@@ -73,23 +72,23 @@ def _bert_base_cased() -> list[str]:
         raise InputError(f"{file}: cannot be read as blingfire's table of bert-base-cased ({error})") from error
     pieces = [word[1:] if word.startswith(" ") else "##" + word for word in words]
     if hashlib.sha256("".join(piece + "\n" for piece in pieces).encode("utf-8")).hexdigest() != BERT_BASE_CASED_SHA256:
-        raise InputError(f"{file}: does not give the published bert-base-cased vocabulary; give a vocab.txt instead")
+        raise InputError(f"{file}: does not give the published bert-base-cased vocabulary; pass a vocab.txt instead")
     return pieces
 
 
 class WordPieceTokenizer:
-    """Turns captions into word pieces and back; ``pieces`` lists the vocabulary, ``name`` says which one it is."""
+    """Turns captions into word pieces and back; ``pieces`` is the vocabulary in the order of its ids, ``name`` its name."""
 
     def __init__(self, pieces: list[str], name: str) -> None:
         self.pieces = pieces
         self.name = name
-        self.ids = {piece: number for number, piece in enumerate(pieces)}
+        self.ids = {piece: index for index, piece in enumerate(pieces)}
         self._tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=100))
         self._tokenizer.normalizer = normalizers.BertNormalizer(
             clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
         )
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        # Captions repeat few words many times, and a word's pieces do not depend on its neighbours.
+        # Captions repeat a few words many times, and a word's pieces do not depend on its neighbours.
         self._word = lru_cache(maxsize=1 << 16)(self._encode_word)
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
@@ -98,19 +97,19 @@ class WordPieceTokenizer:
         return tuple(self._tokenizer.encode(word, add_special_tokens=False).ids)
 
     def encode(self, raw: str) -> list[int]:
-        """Word pieces of a caption, without [CLS] and [SEP]; empty when it has nothing but spaces and control characters."""
+        """Return a caption's word-piece ids without [CLS] and [SEP]; empty for nothing but spaces and control characters."""
         return [number for word in raw.split() for number in self._word(word)]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """The word pieces that ``ids`` stand for."""
+        """Return the word pieces that ``ids`` stand for."""
         return [self.pieces[number] for number in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these word pieces, as ``joined`` makes it."""
+        """Return the text of these word pieces, as ``joined`` does."""
         return joined(self.tokens(ids))
 
     def meta(self) -> dict[str, object]:
-        """What ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
+        """Return what ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
         return {
             "bert": self.name,
             "toker": self.name,
@@ -120,5 +119,5 @@ class WordPieceTokenizer:
 
 
 def joined(pieces: Iterable[str]) -> str:
-    """Word pieces as a text, words apart; spaces around punctuation are not what they were."""
+    """Join word pieces into a text; spaces around punctuation are not restored."""
     return " ".join(pieces).replace(" ##", "")

@@ -1,4 +1,4 @@
-"""How far the attentions of matched pairs are from agreement: the IAIS losses, measured and not trained on."""
+"""Measure, without training on them, the alignment losses of all positive pairs of a split."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from torch.utils.data import Dataset
 from data.batch import PairBatch
 from data.loader import Loader
 from data.split import RetrievalSplit, read_pairs
-from evaluation.rounds import shared_out
+from evaluation.scoring import map_over_ranks
 from model.iais import MODALITIES, REGULARISERS, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import ProcessGroup
 from utils.logging import progress_bar
 
-PAIRS_PER_BLOCK = 32  # their maps are held together: heads × (words + regions)² numbers each
+PAIRS_PER_BLOCK = 32  # their maps are held together, heads × (words + regions)² numbers per pair
 
 
 class PositivePairs(Dataset[PairBatch]):
-    """The positive pairs of a source, ``PAIRS_PER_BLOCK`` at a time."""
+    """The positive pairs of a split in batches of ``PAIRS_PER_BLOCK``."""
 
-    def __init__(self, source: RetrievalSplit) -> None:
-        self.source = source
-        self.starts = range(0, len(source.text_db), PAIRS_PER_BLOCK)
+    def __init__(self, split: RetrievalSplit) -> None:
+        self.split = split
+        self.starts = range(0, len(split.text_db), PAIRS_PER_BLOCK)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, number: int) -> PairBatch:
-        source, first = self.source, self.starts[number]
-        images = source.image_of[first : first + PAIRS_PER_BLOCK]
-        ids = source.text_db.ids[first : first + PAIRS_PER_BLOCK]
-        return read_pairs([(source, text_id, source.image_names[image]) for text_id, image in zip(ids, images, strict=True)])
+        split, block = self.split, slice(self.starts[number], self.starts[number] + PAIRS_PER_BLOCK)
+        pairs = zip(split.text_db.ids[block], split.image_of[block], strict=True)
+        return read_pairs([(split, text_id, split.image_names[image]) for text_id, image in pairs])
 
 
 @torch.no_grad()
 def alignment_of_positives(
-    model: RetrievalModel, source: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
+    model: RetrievalModel, split: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
 ) -> dict[str, dict[str, float]]:
-    """The mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
+    """Return the mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
 
-    Shared out among the workers; worker 0 has the result, the same to the bit for any number of them, the others zeros.
+    Collective; bitwise the same on rank 0 for any number of ranks, zeros on the others.
     """
     model.eval()
     last = model.config.num_hidden_layers - 1
-    task = PositivePairs(source)
+    batches = PositivePairs(split)
 
-    def work(number: int, batch: PairBatch) -> np.ndarray:
+    def measure(number: int, batch: PairBatch) -> np.ndarray:
         maps = model(batch, compute, MapRequest(range(len(batch.pairs)), [last])).maps[last]
         text_lengths = batch.tokens.lengths[batch.pairs[:, 0]].tolist()
         pairs = [PairAttention.of_map(scores, length, last) for scores, length in zip(maps, text_lengths, strict=True)]
@@ -56,9 +55,9 @@ def alignment_of_positives(
         return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(MODALITIES), -1).sum(axis=2)
 
     total = np.zeros((len(REGULARISERS), len(MODALITIES)))
-    with progress_bar(group.is_main, total=len(task), desc="alignment") as bar:
-        for _, sums in shared_out(group, loader, task, range(len(task)), work):
+    with progress_bar(group.is_main, total=len(batches), desc="alignment") as bar:
+        for _, sums in map_over_ranks(group, loader, batches, range(len(batches)), measure):
             total += sums
             bar.update()
-    means = total / len(source.text_db)
-    return {kind: dict(zip(MODALITIES, row.tolist(), strict=True)) for kind, row in zip(REGULARISERS, means, strict=True)}
+    means = total / len(split.text_db)
+    return {name: dict(zip(MODALITIES, row.tolist(), strict=True)) for name, row in zip(REGULARISERS, means, strict=True)}

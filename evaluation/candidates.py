@@ -1,4 +1,4 @@
-"""Which pairs to score, where it is not all of them: such as what the first stage of a cascade leaves to the second.
+"""Select the (text, image) pairs to score if not all are: candidates from a file, or sampled ones for quick validation.
 
 Shapes: T texts, I images of a split, P listed pairs.
 """
@@ -7,79 +7,92 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
+from data.datasets import draw_others
+from data.split import RetrievalSplit
 from utils.errors import InputError
 from utils.files import short_repr
 
+Item = TypeVar("Item")
+
 
 class Candidates(NamedTuple):
-    """The images that each text is scored against, at least one in all.
+    """The images to score each text with; at least one pair in all.
 
     Attributes:
-        places: (P,) int32, places of images in the split, one text's behind the other's, each text's in rising order.
-        bounds: (T + 1,) int64, where in ``places`` those of each text begin and end.
+        images: (P,) int32, indices of images, text by text, rising for each text.
+        bounds: (T + 1,) int64, where the images of each text begin and end in ``images``.
     """
 
-    places: np.ndarray
+    images: np.ndarray
     bounds: np.ndarray
 
     @classmethod
-    def of(cls, of_texts: Sequence[Sequence[int] | np.ndarray]) -> Candidates:
-        """From the places of each text's images, in any order, each only once."""
-        bounds = np.zeros(len(of_texts) + 1, np.int64)
-        np.cumsum([len(places) for places in of_texts], out=bounds[1:])
-        return cls(np.concatenate([np.sort(np.asarray(places, np.int32)) for places in of_texts]), bounds)
+    def of(cls, images_of: Sequence[Sequence[int] | np.ndarray]) -> Candidates:
+        """Collect the distinct images of each text, in any order."""
+        bounds = np.cumsum([0, *map(len, images_of)], dtype=np.int64)
+        return cls(np.concatenate([np.sort(np.asarray(images, np.int32)) for images in images_of]), bounds)
 
     def of_text(self, text: int) -> np.ndarray:
-        """The places of this text's images."""
-        return self.places[self.bounds[text] : self.bounds[text + 1]]
+        """Return the images of one text."""
+        return self.images[self.bounds[text] : self.bounds[text + 1]]
 
-    def within(self, texts: slice, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The pairs of these texts with images of places ``first`` to ``last``: which of the texts, from 0, and the places."""
-        places = self.places[self.bounds[texts.start] : self.bounds[texts.stop]]
-        rows = np.repeat(np.arange(texts.stop - texts.start), np.diff(self.bounds[texts.start : texts.stop + 1]))
-        chosen = (places >= first) & (places <= last)
-        return rows[chosen], places[chosen]
+    def between(self, texts: slice, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return text and image indices of the pairs of ``texts`` with the images from ``first`` to ``last``."""
+        of_pairs = np.arange(texts.start, texts.stop).repeat(np.diff(self.bounds[texts.start : texts.stop + 1]))
+        images = self.images[self.bounds[texts.start] : self.bounds[texts.stop]]
+        chosen = (images >= first) & (images <= last)
+        return of_pairs[chosen], images[chosen]
 
     def fingerprint(self) -> str:
-        """A checksum of which pairs these are, however they were written down."""
-        return hashlib.sha256(self.bounds.tobytes() + self.places.tobytes()).hexdigest()
+        """Return a checksum of the pairs, whatever their order in the file."""
+        return hashlib.sha256(self.bounds.tobytes() + self.images.tobytes()).hexdigest()
 
     def counts(self, image_of: np.ndarray) -> dict[str, Any]:
-        """How many pairs these are, and what they keep from being found, the image of each text being ``image_of`` (T,).
+        """Count the pairs, and the positives that are missing; ``image_of`` (T,) is the image of each text.
 
-        ``texts_without_candidates``; ``texts_without_their_image``, for which it is not listed; ``images_without_a_text``, of
-        those that have one, for which none of theirs lists them; ``at_most``, the recall at any K in each direction,
-        ``"txt"`` and ``"img"``, of a model that makes no mistake.
+        ``images_without_a_text`` are images whose texts all lack them; ``at_most`` is the recall, at any K, of a model without
+        errors in each direction, ``"txt"`` and ``"img"``.
         """
         lengths = np.diff(self.bounds)
-        texts = np.repeat(np.arange(len(lengths)), lengths)
-        found = texts[self.places == image_of[texts]]  # the texts that list their own image
-        images, reached = len(np.unique(image_of)), len(np.unique(image_of[found]))
+        texts = np.arange(len(lengths)).repeat(lengths)
+        with_own = texts[self.images == image_of[texts]]
+        images, reached = len(np.unique(image_of)), len(np.unique(image_of[with_own]))
         return {
-            "pairs": len(self.places),
+            "pairs": len(self.images),
             "texts_without_candidates": int((lengths == 0).sum()),
-            "texts_without_their_image": len(lengths) - len(found),
+            "texts_without_their_image": len(lengths) - len(with_own),
             "images_without_a_text": images - reached,
-            "at_most": {"txt": reached / images, "img": len(found) / len(lengths)},
+            "at_most": {"txt": reached / images, "img": len(with_own) / len(lengths)},
         }
 
     def summary(self, image_of: np.ndarray) -> str:
-        """What to print beside recalls of these candidates."""
+        """Describe ``counts`` in one line, to print beside recalls."""
         counts, texts, images = self.counts(image_of), len(image_of), len(np.unique(image_of))
-        text_retrieval, image_retrieval = (f"{100 * counts['at_most'][way]:.2f} %" for way in ("txt", "img"))
+        limit = {direction: f"{100 * recall:.2f} %" for direction, recall in counts["at_most"].items()}
         return (
-            f"only {counts['pairs']:,} of {texts * images:,} pairs are candidates and scored, the others rank below them: "
+            f"only {counts['pairs']:,} of {texts * images:,} pairs are candidates; the others are not scored and rank last: "
             f"{counts['texts_without_their_image']:,} of {texts:,} texts lack their image, image retrieval finds at most "
-            f"{image_retrieval}; {counts['images_without_a_text']:,} of {images:,} images lack all their texts, text "
-            f"retrieval finds at most {text_retrieval}"
+            f"{limit['img']}; {counts['images_without_a_text']:,} of {images:,} images lack all their texts, text retrieval "
+            f"finds at most {limit['txt']}"
         )
+
+
+def sampled_candidates(split: RetrievalSplit, images_per_text: int) -> Candidates:
+    """Draw candidates for quick validation: the image of each text and random others, up to ``images_per_text``.
+
+    Every call draws the same, so that runs and seeds are compared on the same pairs.
+    """
+    rng = np.random.default_rng(0)
+    images = len(split.image_names)
+    others = min(images_per_text, images) - 1
+    return Candidates.of([np.append(draw_others(rng, images, [own], others), own) for own in split.image_of])
 
 
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,55 +101,52 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_candidates(path: Path | str, text_ids: Sequence[str], image_names: Sequence[str]) -> Candidates:
-    """A JSONL file, ``{"text": id, "images": [names]}`` a line, in any order; a text that has no line has no candidates.
+    """Read a JSONL file, one ``{"text": id, "images": [names]}`` per line; texts without a line have no candidates.
 
-    Raises:
-        InputError: the file cannot be read; a line is damaged, names a text or an image that is not in the split, a text of an
-            earlier line, or an image twice; or no pair is listed.
+    Raises ``InputError`` if the file lists no pair, or a line is malformed or has an unknown or repeated text or image.
     """
-    of_texts: list[np.ndarray] = [np.empty(0, np.int32)] * len(text_ids)
-    line_of: dict[int, int] = {}
-    index_of = {text_id: index for index, text_id in enumerate(text_ids)}
-    place_of = {name: place for place, name in enumerate(image_names)}
+    text_index, image_index = ({name: index for index, name in enumerate(names)} for names in (text_ids, image_names))
+    images_of: list[Sequence[int]] = [()] * len(text_ids)
+    line_of: dict[str, int] = {}
+    for number, line in read_jsonl(path, _Line, '{"text": "an id", "images": ["a name", …]}'):
+        try:
+            (text,) = _indices("text", [line.text], text_index)
+            if line_of.setdefault(line.text, number) != number:
+                raise ValueError(
+                    f"text {short_repr(line.text)} is on line {line_of[line.text]} already, expected one line each"
+                )
+            images_of[text] = _indices("image", line.images, image_index)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number}: {error}") from error
+    if not any(map(len, images_of)):
+        raise InputError(f"{path}: lists no pair, expected candidates for at least one text")
+    return Candidates.of(images_of)
+
+
+def _indices(kind: str, names: Sequence[str], index: Mapping[str, int]) -> list[int]:
+    """Return the indices of distinct ``names``; raise ``ValueError`` for an unknown or repeated one."""
+    for name, times in Counter(names).items():
+        if name not in index:
+            known = f"one of its {len(index):,} {kind}s, such as {short_repr(next(iter(index)))}"
+            raise ValueError(f"{kind} {short_repr(name)} is not in the split; expected {known}")
+        if times > 1:
+            raise ValueError(f"{kind} {short_repr(name)} is listed {times} times, expected once")
+    return [index[name] for name in names]
+
+
+def read_jsonl(path: Path | str, kind: type[Item], expected: str) -> Iterator[tuple[int, Item]]:
+    """Yield number and content of each line that is not blank; ``expected`` describes a line for error messages.
+
+    Raises ``InputError`` if the file cannot be read, or a line is not JSON of this ``kind``.
+    """
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
+                line = line.removeprefix(b"\xef\xbb\xbf").strip()
                 try:
-                    listed = _decoded(line)
-                    text = _known(index_of.get(listed.text), "text", listed.text, text_ids)
-                    if line_of.setdefault(text, number) != number:
-                        raise ValueError(
-                            f"text {short_repr(listed.text)} has line {line_of[text]} already, expected one line a text"
-                        )
-                    places = [_known(place_of.get(name), "image", name, image_names) for name in listed.images]
-                    if len(set(places)) < len(places):
-                        twice = next(name for name, times in Counter(listed.images).items() if times > 1)
-                        raise ValueError(
-                            f"text {short_repr(listed.text)} has image {short_repr(twice)} twice, expected different ones"
-                        )
-                    of_texts[text] = np.array(places, np.int32)
-                except ValueError as error:
-                    raise InputError(f"{path}: line {number}: {error}") from error
+                    if line:
+                        yield number, msgspec.json.decode(line, type=kind)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    raise InputError(f"{path}: line {number}: {error}; expected {expected}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected candidates") from error
-    candidates = Candidates.of(of_texts)
-    if not len(candidates.places):
-        raise InputError(f"{path}: lists no pair, expected candidates of at least one text")
-    return candidates
-
-
-def _decoded(line: bytes) -> _Line:
-    try:
-        return msgspec.json.decode(line, type=_Line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f'{error}; expected {{"text": "an id", "images": ["a name", …]}}') from error
-
-
-def _known(place: int | None, kind: str, name: str, names: Sequence[str]) -> int:
-    if place is None:
-        raise ValueError(
-            f"{kind} {short_repr(name)} is not among the {len(names):,} {kind}s of the split, like {short_repr(names[0])}"
-        )
-    return place
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected lines of {expected}") from error

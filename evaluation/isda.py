@@ -1,63 +1,62 @@
-"""ISDa: how far the attention among the words of annotated objects is from that among their regions (Ren et al. 2021).
+"""ISDa: the distance of attention among the words of annotated objects from that among their regions (Ren et al. 2021).
 
-And ISD, without annotation: how far attention is from what the alignment losses compare it with. Equations: docs/evaluation.md.
+And ISD, without annotation: the alignment losses of every text with its image. docs/evaluation.md has the equations.
 Shapes: N objects of a pair, L word pieces, K regions, A heads; P pairs, M measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.image_db import Image
-from data.sources.entities import Annotated, Caption
+from data.image_db import Image, ImageDatabase
+from data.picture_names import feature_name, picture_stem, trailing_number
+from data.sources.entities import Annotated, Caption, picture_names, read_annotated
+from data.split import RetrievalSplit
 from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer
-from evaluation.bootstrap import Bootstrap
+from evaluation.analysis import Bootstrap
 from evaluation.retriever import Retriever
 from model.iais import MODALITIES, REGULARISERS, Blocks, PairAttention, symmetric_kl
+from utils.errors import InputError
+from utils.files import short_repr
+from utils.logging import progress_bar
 
-SURE, NEAR = 0.5, 0.3  # IoU of the regions of an object, and of its best one where no other is
-NOT_VISUAL = "notvisual"  # the type of phrases that speak of nothing to be seen
-IMAGES_SKIPPED = ("not_in_img_db", "not_in_txt_db", "no_annotation")
-CHAINS_SKIPPED = ("not_visual", "scene", "no_box", "no_region", "no_word_pieces")
-CAPTIONS_SKIPPED = ("too_long", "fewer_than_2_objects")
+SURE, NEAR = 0.5, 0.3  # minimum IoU of an object's regions, and of its best one if none reaches SURE
 
 
 class Objects(NamedTuple):
-    """Which word pieces (N, L) and which regions (N, K) are of each object, bool; every object has some of both."""
+    """The word pieces (N, L) and regions (N, K) of each object, bool; no object lacks either."""
 
     pieces: np.ndarray
     regions: np.ndarray
 
     @property
     def disjoint(self) -> bool:
-        """Whether no region is of two objects."""
+        """Whether no region belongs to two objects."""
         return bool((self.regions.sum(axis=0) <= 1).all())
 
 
 def isda(blocks: Blocks, objects: Objects) -> Tensor:
-    """The mean over objects of KL(a ‖ b) + KL(b ‖ a), a being the attention among their words and b among their regions."""
+    """Return the mean over objects of KL(a ‖ b) + KL(b ‖ a): a is the attention among their words, b among their regions."""
     words = among_objects(blocks.intra, torch.from_numpy(objects.pieces))
     regions = among_objects(blocks.other, torch.from_numpy(objects.regions))
     return symmetric_kl(words, regions).mean()
 
 
 def among_objects(attention: Tensor, members: Tensor) -> Tensor:
-    """From attention among C words or regions to that among N objects, as logarithms of rows that sum to one.
+    """Reduce log-attention (C, C) among words or regions to that among objects, (N, N); each row of ``exp`` sums to one.
 
-    Logarithms throughout, so that a row keeps its proportions however little of its attention is on objects. The mean over an
-    object's rows is a sum here: their number goes in the normalisation.
-
-    Args:
-        attention: (C, C), logarithms.
-        members: (N, C) bool, no row empty; one of the C may be of several objects, and counts in full for each.
+    ``members`` (N, C) bool has no empty row; a region of several objects counts in full for each. Works on logarithms
+    throughout, so that rows keep their proportions however little attention is on objects. Rows of an object are summed rather
+    than averaged, as the normalisation cancels their number.
     """
     outside = torch.zeros(members.shape, dtype=torch.float64).masked_fill(~members, -torch.inf)
     onto = (attention.double()[:, None] + outside).logsumexp(dim=2)  # (C, N)
@@ -65,17 +64,17 @@ def among_objects(attention: Tensor, members: Tensor) -> Tensor:
 
 
 def regions_of(boxes: np.ndarray, image: Image) -> np.ndarray:
-    """The regions (K,) bool of an object with ``boxes`` (boxes, 4): those of IoU ≥ ``SURE`` with one of them.
+    """Return the regions (K,) bool of an object with ``boxes`` (boxes, 4): those of IoU ≥ ``SURE`` with one of them.
 
-    Where there is none, it is the one of the largest IoU, the first of equal ones, if that is ≥ ``NEAR``.
+    If there is none, the first region of the highest IoU, provided it is ≥ ``NEAR``.
     """
-    best = overlaps(image.boxes[:, :4].astype(np.float64), boxes).max(axis=1)
+    best = iou(image.boxes[:, :4].astype(np.float64), boxes).max(axis=1)
     sure: np.ndarray = best >= SURE
     return sure if sure.any() else (best >= NEAR) & (np.arange(len(best)) == best.argmax())
 
 
-def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes (n, 4) and (m, 4), x1 y1 x2 y2: (n, m), 0 for two without area."""
+def iou(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return the intersection over union (n, m) of boxes (n, 4) and (m, 4), x1 y1 x2 y2; 0 for two boxes without area."""
     corners = np.maximum(ours[:, None, :2], theirs[:, :2]), np.minimum(ours[:, None, 2:], theirs[:, 2:])
     shared = (corners[1] - corners[0]).clip(min=0).prod(axis=2)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (ours, theirs)]
@@ -84,59 +83,85 @@ def overlaps(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 class Case(NamedTuple):
-    """A pair, and what is measured of its attention: numbers by name, NaN where the pair is not one to measure it of."""
+    """A pair, and the function that returns measures of its attention by name, NaN if not defined for this pair."""
 
     text: Text
     image: Image
     measure: Callable[[PairAttention], dict[str, float]]
 
 
-class Tally:
-    """What was measured, and what was left out, counted by the reason.
+def annotated_pairs(
+    folder: Path, image_db: ImageDatabase, wanted: Collection[str] | None, retriever: Retriever, counts: dict[str, Any]
+) -> Iterator[Case]:
+    """Yield the captions of an Entities folder with at least two objects, and their images.
 
-    Attributes:
-        objects: N, summed over pairs.
-        shared: pairs in which a region is of two objects.
-        images, captions, chains: how many were left out for each reason.
+    ``wanted`` are names of images, None for all. ``counts`` receives the number of objects, of pairs whose objects share
+    regions, and of what was skipped, as in ``isda.json``. Raises ``InputError`` if a file is damaged, two pictures are the same
+    image, or no caption has two objects.
     """
-
-    def __init__(self) -> None:
-        self.objects = self.shared = 0
-        self.images = dict.fromkeys(IMAGES_SKIPPED, 0)
-        self.captions = dict.fromkeys(CAPTIONS_SKIPPED, 0)
-        self.chains = dict.fromkeys(CHAINS_SKIPPED, 0)
-
-    def skipped(self) -> dict[str, dict[str, int]]:
-        """The counts by reason, in JSON's types."""
-        return {"images": self.images, "captions": self.captions, "chains": self.chains}
-
-
-def annotated_cases(name: str, annotated: Annotated, image: Image, retriever: Retriever, tally: Tally) -> Iterator[Case]:
-    """The captions of the picture ``name`` in which ISDa can be measured: those of at least two objects."""
-    for number, caption in enumerate(annotated.captions):
-        ids = retriever.tokenizer.encode(" ".join(caption.words))
-        text = Text(f"{name}#{number}", np.array(ids, np.int64), image.name, {})
-        if len(ids) + 2 > retriever.config.max_position_embeddings:
-            tally.captions["too_long"] += 1
-            continue
-        objects = find_objects(caption, annotated, image, retriever.tokenizer, tally)
-        if len(objects.pieces) < 2:
-            tally.captions["fewer_than_2_objects"] += 1
-            continue
-        tally.objects += len(objects.pieces)
-        tally.shared += not objects.disjoint
-        yield Case(text, image, partial(measure_isda, objects=objects))
+    images = dict.fromkeys(("not_in_img_db", "not_in_txt_db", "no_annotation"), 0)
+    captions = dict.fromkeys(("too_long", "fewer_than_2_objects"), 0)
+    chains = dict.fromkeys(("not_visual", "scene", "no_box", "no_region", "no_word_pieces"), 0)
+    skipped = {"images": images, "captions": captions, "chains": chains}
+    counts |= {"objects": 0, "pairs_with_shared_regions": 0, "skipped": skipped}
+    tokenizer, longest = retriever.tokenizer, retriever.config.max_position_embeddings - 2
+    picture_of = match_pictures(folder, image_db, wanted, images)
+    for name, picture in progress_bar(True, iterable=picture_of.items(), desc="isda", unit="image"):
+        annotated, image = read_annotated(folder, picture), image_db[name]
+        for number, caption in enumerate(annotated.captions):
+            ids = tokenizer.encode(" ".join(caption.words))
+            if len(ids) > longest:
+                captions["too_long"] += 1
+                continue
+            objects = find_objects(caption, annotated, image, tokenizer, chains)
+            if len(objects.pieces) < 2:
+                captions["fewer_than_2_objects"] += 1
+                continue
+            counts["objects"] += len(objects.pieces)
+            counts["pairs_with_shared_regions"] += not objects.disjoint
+            text = Text(f"{picture}#{number}", np.array(ids, np.int64), name, {})
+            yield Case(text, image, partial(measure_isda, objects=objects))
+    if not counts["objects"]:
+        raise InputError(f"{folder}: no caption with 2 objects to measure, expected some; skipped: {skipped}")
 
 
-def find_objects(caption: Caption, annotated: Annotated, image: Image, tokenizer: WordPieceTokenizer, tally: Tally) -> Objects:
-    """The chains of a caption that have word pieces and regions, in the order of their first phrases."""
-    piece_of = np.repeat(np.arange(len(caption.words)), [len(tokenizer.encode(word)) for word in caption.words])  # (L,)
+def match_pictures(
+    folder: Path, image_db: ImageDatabase, wanted: Collection[str] | None, skipped: dict[str, int]
+) -> dict[str, str]:
+    """Return the picture in ``folder`` of each image to measure; count the others in ``skipped``."""
+    records = {picture: record_names(picture) for picture in picture_names(folder)}
+    absent = set(image_db.absent({name for names in records.values() for name in names}))
+    picture_of: dict[str, str] = {}
+    for picture, names in records.items():
+        asked = [name for name in names if wanted is None or name in wanted]
+        image = next((name for name in asked if name not in absent), None)
+        if image is None:
+            skipped["not_in_img_db" if asked else "not_in_txt_db"] += 1
+        elif (other := picture_of.setdefault(image, picture)) != picture:
+            both = f"{short_repr(other)} and {short_repr(picture)}"
+            raise InputError(f"{folder}: {both} are both image {short_repr(image)}, expected one picture per image")
+    skipped["no_annotation"] = len(set(wanted or ()).difference(*records.values()))
+    return picture_of
+
+
+def record_names(picture: str) -> list[str]:
+    """Return the names that an image database may have for a picture: its own, and for a bare number that of Flickr30k."""
+    stem = picture_stem(picture)
+    is_number = stem.isascii() and stem.isdecimal() and trailing_number(stem) is not None
+    return [feature_name(dataset, picture) for dataset in (("", "flickr30k") if is_number else ("",))]
+
+
+def find_objects(
+    caption: Caption, annotated: Annotated, image: Image, tokenizer: WordPieceTokenizer, skipped: dict[str, int]
+) -> Objects:
+    """Return the chains of a caption that have word pieces and regions, by first phrase; count the others in ``skipped``."""
+    word_of = np.repeat(np.arange(len(caption.words)), [len(tokenizer.encode(word)) for word in caption.words])  # (L,)
     pieces: dict[int, np.ndarray] = {}
     for phrase in caption.phrases:
-        of_phrase = (piece_of >= phrase.words.start) & (piece_of < phrase.words.stop)
+        of_phrase = (word_of >= phrase.words.start) & (word_of < phrase.words.stop)
         pieces[phrase.chain] = pieces.get(phrase.chain, False) | of_phrase
-    not_visual = {phrase.chain for phrase in caption.phrases if NOT_VISUAL in phrase.types}
-    found = []
+    not_visual = {phrase.chain for phrase in caption.phrases if "notvisual" in phrase.types}
+    objects = []
     for chain, of_chain in pieces.items():
         if chain in annotated.boxes:
             regions = regions_of(annotated.boxes[chain], image)
@@ -144,91 +169,84 @@ def find_objects(caption: Caption, annotated: Annotated, image: Image, tokenizer
         else:
             reason = "not_visual" if chain in not_visual else "scene" if chain in annotated.scenes else "no_box"
         if reason:
-            tally.chains[reason] += 1
+            skipped[reason] += 1
         else:
-            found.append((of_chain, regions))
-    return Objects(*(np.array([row[side] for row in found]) for side in (0, 1)))
+            objects.append((of_chain, regions))
+    return Objects(*(np.array([row[side] for row in objects]) for side in (0, 1)))
+
+
+def matched_pairs(split: RetrievalSplit) -> Iterator[Case]:
+    """Yield each text of a split with its image, image by image, to be measured by every alignment loss."""
+    ends = np.bincount(split.image_of).cumsum()
+    texts_of = np.split(split.image_of.argsort(kind="stable"), ends[:-1])
+    images = zip(split.image_names, texts_of, strict=True)
+    for name, texts in progress_bar(True, iterable=images, total=len(texts_of), desc="isd", unit="image"):
+        image = split.image_db[name]
+        for text in texts:
+            yield Case(split.text_db[split.text_db.ids[text]], image, measure_isd)
 
 
 def measure_isda(pair: PairAttention, objects: Objects) -> dict[str, float]:
-    """ISDa of a pair, and under a second name if no region is of two of its objects."""
+    """Return ISDa of a pair; ``isda_disjoint`` is the same, but NaN if objects share regions."""
     value = float(isda(pair.head_mean(), objects))
     return {"isda": value, "isda_disjoint": value if objects.disjoint else np.nan}
 
 
 def measure_isd(pair: PairAttention) -> dict[str, float]:
-    """Every alignment loss of a pair, for words and for regions."""
-    return {f"{name}_{way}": float(loss(pair, way)) for name, loss in REGULARISERS.items() for way in MODALITIES}
+    """Return every alignment loss of a pair, for words (L) and for regions (V)."""
+    return {f"{name}_{side}": float(loss(pair, side)) for name, loss in REGULARISERS.items() for side in MODALITIES}
 
 
 def evened(pair: PairAttention) -> PairAttention:
-    """Even attention to every word and to every region, in blocks of the same shapes."""
+    """Return a pair of the same shape, with one head and uniform attention in each block."""
     return replace(pair, scores=Blocks(*(torch.zeros_like(block[:1]) for block in pair.scores)))
 
 
-class Measured(NamedTuple):
-    """Measures of pairs.
-
-    Attributes:
-        names: M.
-        values: (P, layers, 1 or 1 + A, M) float64: of head-averaged attention, then of each head if asked for.
-        even: (P, M), what they would be if attention were even.
-        image_of: (P,), which pairs have an image in common; images are counted from 0.
-    """
-
-    names: list[str]
-    values: np.ndarray
-    even: np.ndarray
-    image_of: np.ndarray
-
-
-def measure(retriever: Retriever, cases: Iterable[Case], layers: Sequence[int], heads: bool) -> Measured:
-    """Measure ``cases``, of which there is at least one, in these layers, counted from 0.
-
-    Raises:
-        InputError: as ``Retriever.attention``.
-    """
-    shown = [None, *range(retriever.config.num_attention_heads)] if heads else [None]
+def measure(retriever: Retriever, cases: Iterable[Case], layers: Sequence[int], heads: bool) -> dict[str, Any]:
+    """Measure at least one case in these layers, counted from 0; return ``summary`` and ``counts`` of pairs and images."""
+    columns = [None, *range(retriever.config.num_attention_heads)] if heads else [None]
     names: list[str] = []
     values, even, image_of = [], [], []
-    place: dict[str, int] = {}
+    index_of: dict[str, int] = {}
     with retriever.compute.inference(retriever.model):
         for case in cases:
             attention = retriever.attention(case.text, case.image, layers)
-            found = [[case.measure(attention.pair(layer, head)) for head in shown] for layer in layers]
+            values.append([[[*case.measure(attention.pair(layer, head)).values()] for head in columns] for layer in layers])
             of_even = case.measure(evened(attention.pair(layers[0])))
             names = list(of_even)
             even.append(list(of_even.values()))
-            values.append([[list(of_head.values()) for of_head in of_layer] for of_layer in found])
-            image_of.append(place.setdefault(case.image.name, len(place)))
-    return Measured(names, np.array(values), np.array(even), np.array(image_of))
+            image_of.append(index_of.setdefault(case.image.name, len(index_of)))
+    results = summary(names, np.array(values), np.array(even), np.array(image_of), layers)
+    return results | {"counts": {"pairs": len(values), "images": len(index_of)}}
 
 
-def summary(measured: Measured, layers: Sequence[int]) -> dict[str, Any]:
-    """Means over pairs and their 95 % intervals, of each layer, of its heads, and of even attention, in JSON's types.
+def summary(
+    names: Sequence[str], values: np.ndarray, even: np.ndarray, image_of: np.ndarray, layers: Sequence[int]
+) -> dict[str, Any]:
+    """Return means and 95 % intervals by layer and head, and of uniform attention, JSON-serialisable.
 
     Intervals resample images, each with all its captions.
+
+    Args:
+        names: of M measures.
+        values: (P, layers, 1 or 1 + A, M) float64, of head-averaged attention, then of each head if requested.
+        even: (P, M), of uniform attention.
+        image_of: (P,), index of the image of each pair.
     """
-    bootstrap = Bootstrap(int(measured.image_of.max()) + 1)
+    bootstrap = Bootstrap(int(image_of.max()) + 1)
 
     def estimates(values: np.ndarray) -> dict[str, Any]:
-        means: dict[str, float | None] = {}
-        intervals: dict[str, list[float] | None] = {}
-        for name, column in zip(measured.names, values.T, strict=True):
-            known = ~np.isnan(column)
-            means[name] = float(column[known].mean()) if known.any() else None
-            intervals[name] = bootstrap.mean(column[known], measured.image_of[known])
-        return {**means, "interval_95": intervals}
+        return bootstrap.estimates(dict(zip(names, values.T, strict=True)), image_of)
 
     of_layers = []
-    for layer, values in zip(layers, measured.values.swapaxes(0, 1), strict=True):
-        heads = [{"head": head, **estimates(values[:, 1 + head])} for head in range(values.shape[1] - 1)]
-        of_layers.append({"layer": layer, **estimates(values[:, 0]), **({"heads": heads} if heads else {})})
-    return {"layers": of_layers, "even_attention": estimates(measured.even)}
+    for layer, of_heads in zip(layers, values.swapaxes(0, 1), strict=True):
+        heads = [{"head": head, **estimates(of_heads[:, 1 + head])} for head in range(of_heads.shape[1] - 1)]
+        of_layers.append({"layer": layer, **estimates(of_heads[:, 0]), **({"heads": heads} if heads else {})})
+    return {"layers": of_layers, "even_attention": estimates(even)}
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Means and intervals of head-averaged attention, one line a layer, and of even attention."""
+    """Format the means and intervals of head-averaged attention, one line per layer, and of uniform attention."""
     even = results["even_attention"]
     names = list(even["interval_95"])
     lines = ["layer" + "".join(f"{name:>28}" for name in names)]

@@ -1,4 +1,4 @@
-"""The options of evaluation: which model, which boxes, and those of inf_itm.py."""
+"""Options of the evaluation programs: the model, the boxes it sees, and those of inf_itm.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from data.boxes import ImageOptions
 from utils.errors import InputError
-from utils.options import MachineOptions, check_at_least, check_sizes, option, require
+from utils.options import MachineOptions, PrecisionName, check_at_least, check_sizes, option, require
 
 NO_PICTURES = "without pictures"  # the value of --report without a folder
 # The options that evaluations inherit from a training's log/hps.json.
@@ -17,18 +17,18 @@ FROM_TRAINING = {"train_config": tuple(field.name for field in fields(ImageOptio
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(ImageOptions):
-    """A trained model, and which boxes it is shown."""
+    """A trained model and the boxes it sees."""
 
     checkpoint: str = option("", "weights, fine-tuned or only pretrained")
-    model_config: str = option("", "architecture; the model.json beside train_config if none")
-    train_config: str | None = option(None, "log/hps.json of a training: its box options, where not given here")
+    model_config: str = option("", "architecture (JSON); defaults to model.json beside train_config")
+    train_config: str | None = option(None, "log/hps.json of a training run; box options default to its values")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sizes(self)
         require(self, "checkpoint")
         if not (self.model_config or self.train_config):
-            raise InputError("model_config is missing, it has no default without train_config")
+            raise InputError("model_config is missing; give it, or train_config, whose folder has a model.json")
 
     @property
     def architecture(self) -> Path:
@@ -38,12 +38,12 @@ class ModelOptions(ImageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieverOptions(ModelOptions):
-    """What ``evaluation.retriever.Retriever`` is made from."""
+    """The options of ``evaluation.retriever.Retriever``."""
 
-    vocab: str | None = option(None, "vocab.txt of the model; that of bert-base-cased if none")
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes the GPU where there is one")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
-        None, "arithmetic of the encoder; fp32 if none; auto is bf16 where the device computes it fast"
+    vocab: str | None = option(None, "vocab.txt of the model; defaults to that of bert-base-cased")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto uses a GPU if there is one")
+    precision: Literal["auto", PrecisionName] | None = option(
+        None, "precision of the encoder, fp32 by default; auto is bf16 on devices where it is fast"
     )
 
 
@@ -52,14 +52,14 @@ class InferenceOptions(MachineOptions, ModelOptions):
     """Options of inf_itm.py."""
 
     txt_db: str = option("", "text database")
-    img_db: str = option("", "its image database")
-    output_dir: str = option("", "folder for scores.json and scores.npz")
-    batch_size: int = option(400, "most pairs in one chunk of the encoder; changes scores by rounding alone")
+    img_db: str = option("", "image database of its images")
+    output_dir: str = option("", "output folder for scores.json and scores.npz")
+    batch_size: int = option(400, "maximum number of pairs per encoder batch; changes scores by rounding only")
     candidates: str | None = option(
-        None, 'score these pairs alone, the others rank below: JSONL, {"text": id, "images": [names]} a line'
+        None, 'score only these pairs; JSONL with one {"text": id, "images": [names]} per line; all other pairs rank last'
     )
     report: str | None = option(
-        None, "write output_dir/report, a page to look at; with a folder of pictures, with thumbnails", flag_value=NO_PICTURES
+        None, "write an HTML report to output_dir/report; given a folder of pictures, with thumbnails", flag_value=NO_PICTURES
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Recall@K in both directions. A negative that ties with the positive counts as ranked before it, so ties never flatter.
+"""Recall@K in both directions. A negative with the same score as the positive ranks before it, so ties never flatter.
 
 Shapes: T texts, I images.
 """
@@ -17,14 +17,14 @@ UNRANKED = np.iinfo(np.int64).max  # beyond every cutoff
 
 
 class Ranks(NamedTuple):
-    """How many negatives score at least as high as the best positive, and how many of all these exactly as high.
+    """The rank from 0 of the best positive of each query: the number of negatives with an equal or higher score.
 
-    ``UNRANKED`` where that positive was not scored, but has -inf; it ties with nothing.
+    ``UNRANKED`` if that positive is not a candidate (-inf); it ties with nothing.
 
     Attributes:
-        txt: (images that have a text,), among all texts.
-        img: (T,), among all images.
-        ties: by ``"txt"`` and ``"img"``, over all queries.
+        txt: (images with texts,), rank among all texts.
+        img: (T,), rank among all images.
+        ties: negatives with exactly the score of the best positive, summed over queries, by ``"txt"`` and ``"img"``.
     """
 
     txt: np.ndarray
@@ -33,9 +33,9 @@ class Ranks(NamedTuple):
 
 
 def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
-    """The ranks, from 0, in ``scores`` (T, I), where the image of each text is column ``image_of`` (T,).
+    """Rank the positives in ``scores`` (T, I); ``image_of`` (T,) is the column of each text's image.
 
-    Reads the matrix once, some rows at a time, and makes nothing of its size, so that it may lie on disk.
+    Reads the matrix, which may be memory-mapped, once and in blocks of rows, and allocates nothing of its size.
     """
     texts, images = scores.shape
     own, best = positive_scores(scores, image_of)
@@ -57,39 +57,39 @@ def ranks(scores: np.ndarray, image_of: np.ndarray) -> Ranks:
 
 
 def positive_scores(scores: np.ndarray, image_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The score of each text with its image, (T,), and of each image the best with one of its texts, (I,), -inf without any."""
+    """Return the score of each text with its image, (T,), and each image's best one, (I,), -inf for images without texts."""
     own = scores[np.arange(len(scores)), image_of]
     best = np.full(scores.shape[1], -np.inf, scores.dtype)
     np.maximum.at(best, image_of, own)
     return own, best
 
 
-def recalls(found: Ranks) -> dict[str, float]:
-    """The nine published numbers, as fractions: ``txt_*`` finds an image's texts, ``img_*`` a text's image.
+def recalls(ranks: Ranks) -> dict[str, float]:
+    """Return the nine published numbers as fractions: ``txt_*`` retrieves an image's texts, ``img_*`` a text's image.
 
     Keys ``txt_r1 txt_r5 txt_r10 txt_r_mean img_r1 img_r5 img_r10 img_r_mean r_mean``.
     """
-    return _with_mean(_at_cutoffs("txt", found.txt), _at_cutoffs("img", found.img))
+    return _with_mean(_at_cutoffs("txt", ranks.txt), _at_cutoffs("img", ranks.img))
 
 
-def as_published(found: Ranks) -> dict[str, float]:
-    """The nine numbers as the published program counts them, up to ties, to compare with the paper (docs/fidelity.md).
+def as_published(ranks: Ranks) -> dict[str, float]:
+    """Return the nine numbers as the published program counts them, up to ties, for comparison (docs/fidelity.md).
 
-    For image retrieval it counts row numbers along with ranks: each of the first K texts whose image is in its top 10 is one
-    hit more at K. Over T texts that adds up to K / T to ``img_rK``; text retrieval is not affected.
+    For image retrieval it counts row numbers as ranks, too: each of the first K texts whose image is in its top 10 is another
+    hit at K, which adds up to K / T to ``img_rK``.
     """
-    rows = np.flatnonzero(found.img < max(CUTOFFS))
-    return _with_mean(_at_cutoffs("txt", found.txt), _at_cutoffs("img", found.img, extra_hits=rows))
+    hits = np.concatenate([ranks.img, np.flatnonzero(ranks.img < max(CUTOFFS))])
+    return _with_mean(_at_cutoffs("txt", ranks.txt), _at_cutoffs("img", hits, len(ranks.img)))
 
 
-def sampled_recalls(found: Ranks) -> dict[str, float]:
-    """Image retrieval alone, where each text was scored with its own image and some others. ``r_mean`` is its mean."""
-    image_retrieval = _at_cutoffs("img", found.img)
+def sampled_recalls(ranks: Ranks) -> dict[str, float]:
+    """Return image retrieval alone, for scores of ``sampled_candidates``; ``r_mean`` is its mean."""
+    image_retrieval = _at_cutoffs("img", ranks.img)
     return image_retrieval | {"r_mean": image_retrieval["img_r_mean"]}
 
 
 def table(rows: Mapping[str, Mapping[str, float]], more: Mapping[str, Sequence[str]] = MappingProxyType({})) -> str:
-    """A text table of recalls in percent, one line a name; ``more`` adds columns, each its heading to a cell for each row."""
+    """Format recalls in percent, one line per name; ``more`` maps the headings of extra columns to their cells."""
     width = max(len(name) for name in rows)
     keys = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean")
     lines = [f"{'':{width}}{'text retrieval':>21}{'image retrieval':>21}"]
@@ -101,10 +101,9 @@ def table(rows: Mapping[str, Mapping[str, float]], more: Mapping[str, Sequence[s
     return "\n".join(lines)
 
 
-def _at_cutoffs(prefix: str, found: np.ndarray, extra_hits: np.ndarray | None = None) -> dict[str, float]:
-    hits = found if extra_hits is None else np.concatenate([found, extra_hits])
-    values = {f"{prefix}_r{cutoff}": int((hits < cutoff).sum()) / len(found) for cutoff in CUTOFFS}
-    return values | {f"{prefix}_r_mean": sum(values.values()) / len(values)}
+def _at_cutoffs(direction: str, ranks: np.ndarray, queries: int | None = None) -> dict[str, float]:
+    values = {f"{direction}_r{cutoff}": int((ranks < cutoff).sum()) / (queries or len(ranks)) for cutoff in CUTOFFS}
+    return values | {f"{direction}_r_mean": sum(values.values()) / len(values)}
 
 
 def _with_mean(text_retrieval: dict[str, float], image_retrieval: dict[str, float]) -> dict[str, float]:

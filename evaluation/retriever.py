@@ -1,4 +1,4 @@
-"""A trained model from Python: scores of captions and images, a ranked database, the attention of a pair (docs/api.md).
+"""A trained model from Python: score captions and images, rank a database, look into attention (docs/api.md).
 
 Shapes: T texts, I images, P pairs; A heads, L word pieces, K regions, N = L + 2 + K.
 """
@@ -35,8 +35,8 @@ from utils.files import sha256
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
 
-PAIRS_PER_BATCH = 1024  # whose images may be as many, and are on the device together
-IMAGES_PER_BLOCK = 256  # of a database, read and ranked together
+PAIRS_PER_BATCH = 1024  # with up to as many images, which are on the device together
+IMAGES_PER_BLOCK = 256  # of a database, read and scored together
 LOGGER = logging.getLogger(__name__)
 
 
@@ -53,7 +53,7 @@ class Ranked(NamedTuple):
 
 
 class AttentionBlocks(NamedTuple):
-    """Logarithms of the attention of words (L) and regions (V); rows attend to columns, and each row of ``exp`` sums to one."""
+    """Log-attention of words (L) and regions (V); rows attend to columns, each row of ``exp`` sums to one."""
 
     LL: Tensor  # (L, L)
     VV: Tensor  # (K, K)
@@ -77,19 +77,18 @@ class Attention(NamedTuple):
     maps: dict[int, Tensor]
 
     def blocks(self, layer: int = -1, head: int | None = None) -> AttentionBlocks:
-        """The four blocks of ``pair``, averaged over its heads. Raises ``InputError`` as ``pair`` does."""
+        """Return the four blocks of one layer, the mean of its heads or one ``head``. Raises ``InputError`` as ``pair``."""
         blocks = self.pair(layer, head).head_mean()
         return AttentionBlocks(LL=blocks.intra, VV=blocks.other, LV=blocks.cross, VL=blocks.cross_back)
 
     def pair(self, layer: int = -1, head: int | None = None) -> PairAttention:
-        """The attention of one layer, or of one ``head`` of it; -1 is the last of the layers held.
+        """Return one layer, all heads or one ``head``, as regularisers take it; layer -1 is the last one in ``maps``.
 
-        Raises:
-            InputError: the layer is not held, or has no such head.
+        Raises ``InputError`` for a layer that is not in ``maps``, or a head that does not exist.
         """
         layer = max(self.maps) if layer == -1 else layer
         if layer not in self.maps:
-            raise InputError(f"layer {layer}: its attention is not held, expected one of {sorted(self.maps)}")
+            raise InputError(f"layer {layer}: attention was not requested, expected one of {sorted(self.maps)}")
         scores = self.maps[layer]
         if head is not None and not 0 <= head < len(scores):
             raise InputError(f"head {head}: expected 0 to {len(scores) - 1}")
@@ -97,24 +96,26 @@ class Attention(NamedTuple):
 
 
 class Retriever:
-    """A model with its tokenizer, on a device; nothing in it changes once it is made.
+    """A model with its tokenizer on a device; immutable.
 
-    A text is a caption or a record of a text database, made with the same vocabulary. s(text, image) of the paper is the
-    sigmoid of the scores here.
+    A text is a caption, or a record of a text database made with the same vocabulary. The paper's s(text, image) is the sigmoid
+    of these scores.
 
     Attributes:
-        model, tokenizer: what scores, in evaluation mode, and what makes word pieces of captions.
-        compute: the device and the arithmetic.
+        model: in evaluation mode.
+        compute: device, precision and batch size.
     """
 
     def __init__(self, model: RetrievalModel, tokenizer: WordPieceTokenizer, compute: ComputeSettings) -> None:
         size, expected = len(tokenizer.pieces), model.config.vocab_size
         if size > expected:
-            raise InputError(f"vocabulary {tokenizer.name}: has {size} word pieces, the model has vocab_size {expected}")
-        if size < expected:
-            LOGGER.warning(
-                "vocabulary %s: has %d word pieces, the model %d: is it the same one, padded?", tokenizer.name, size, expected
+            raise InputError(
+                f"vocabulary {tokenizer.name}: has {size} word pieces, the model has vocab_size {expected}; give the vocab.txt "
+                "that the model was trained with"
             )
+        if size < expected:
+            message = "vocabulary %s: has %d word pieces, the model %d; this is fine only if it is the same one, padded"
+            LOGGER.warning(message, tokenizer.name, size, expected)
         self.model = model.to(compute.precision.device).eval()
         self.tokenizer = tokenizer
         self.compute = compute
@@ -130,13 +131,11 @@ class Retriever:
         precision: str | None = None,
         batch_size: int = 400,
     ) -> Retriever:
-        """Read a model as ``inf_itm.py`` does; the arguments are its options, and ``vocab`` a ``vocab.txt``.
-
-        Without ``vocab`` the vocabulary is that of bert-base-cased.
+        """Load a model as ``inf_itm.py`` does, with its options; ``vocab`` is a ``vocab.txt``, by default of bert-base-cased.
 
         Raises:
             InputError: a file is missing, damaged, or does not fit the others; the checkpoint has no ranking head; or the
-                device or the precision is not to be had.
+                device or precision is not available.
         """
         where = choose_device(device)
         how = Precision(choose_precision(precision, False, where), where)
@@ -147,18 +146,12 @@ class Retriever:
 
     @classmethod
     def from_options(cls, options: RetrieverOptions, batch_size: int = 400) -> Retriever:
-        """``from_checkpoint`` as the options of a program say."""
-        return cls.from_checkpoint(
-            options.checkpoint,
-            options.architecture,
-            vocab=options.vocab,
-            device=options.device,
-            precision=options.precision,
-            batch_size=batch_size,
-        )
+        """Load the model that the options of a program name; see ``from_checkpoint``."""
+        given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
+        return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
 
     def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
-        """What numbers depend on that this model gives for images of ``image_db``, to be kept with them."""
+        """Return what results of this model on ``image_db`` depend on, to be saved with them."""
         return {
             "options": asdict(options),
             "device": str(self.compute.precision.device),
@@ -175,47 +168,45 @@ class Retriever:
         return self.model.config
 
     def score(self, texts: Sequence[str | Text], images: Sequence[Image]) -> np.ndarray:
-        """Raw scores of every text with every image: (T, I) float32. Raises ``InputError`` as ``score_pairs`` does."""
+        """Return raw scores of every text with every image: (T, I) float32. Raises ``InputError`` as ``score_pairs`` does."""
         pairs = np.indices((len(texts), len(images))).reshape(2, -1).T
         return self.score_pairs(texts, images, pairs).reshape(len(texts), len(images))
 
     @torch.no_grad()
     def score_pairs(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: ArrayLike) -> np.ndarray:
-        """Raw scores of ``pairs`` (P, 2), places in ``texts`` and ``images``: (P,) float32.
+        """Return raw scores of ``pairs`` (P, 2), indices into ``texts`` and ``images``: (P,) float32.
 
         Raises:
-            InputError: a text is empty or too long, has word pieces that are not in the vocabulary, an image has features of
-                another width than the model takes, or a score is not finite.
+            InputError: a text is empty, too long or has ids outside the vocabulary, an image has features of another width than
+                the model's, or a score is not finite.
         """
         batch = self._batch(texts, images, pairs)
         scores = np.empty(len(batch.pairs), np.float32)
-        by_image = batch.pairs[:, 1].argsort(stable=True)  # so that few images are in a batch
+        by_image = batch.pairs[:, 1].argsort(stable=True)  # few images per batch
         for first in range(0, len(scores), PAIRS_PER_BATCH):
-            places = by_image[first : first + PAIRS_PER_BATCH]
-            chosen = batch.select(batch.pairs[places])
-            values = self.model(chosen.to(self.compute.precision.device), self.compute).scores
-            scores[places.numpy()] = finite_scores(values, chosen)
+            chosen = by_image[first : first + PAIRS_PER_BATCH]
+            part = batch.select(batch.pairs[chosen])
+            values = self.model(part.to(self.compute.precision.device), self.compute).scores
+            scores[chosen.numpy()] = finite_scores(values, part)
         return scores
 
     def rank(self, text: str | Text, image_db: ImageDatabase, top: int | None = None) -> list[Ranked]:
-        """The images of a database by falling score, all or the ``top`` ones; equal scores in the database's order.
+        """Return the images of a database, all or the ``top`` ones, by falling score; ties keep the database's order.
 
-        Reads the database block by block; memory holds one block, and all names and scores. Raises ``InputError`` as
-        ``rank_each`` does.
+        Reads the database in blocks; memory holds one block and all names and scores. Raises ``InputError`` as ``rank_each``.
         """
         return self.rank_each([text], image_db, top)[0]
 
     def rank_each(self, texts: Sequence[str | Text], image_db: ImageDatabase, top: int | None = None) -> list[list[Ranked]]:
-        """``rank`` for several texts, for all of which the database is read once.
+        """``rank`` for several texts, reading the database once.
 
-        Raises:
-            InputError: as ``score_pairs``; a record is missing or damaged; the database names no image; ``top`` is less than 1.
+        Raises ``InputError`` as ``score_pairs`` does, for a damaged record, an empty database, and if ``top`` is less than 1.
         """
         if top is not None and top < 1:
             raise InputError(f"top is {top}, expected at least 1")
         names = image_db.names()
         if not names:
-            raise InputError(f"{image_db.path}: empty image database, expected an image to rank")
+            raise InputError(f"{image_db.path}: empty image database, expected at least one image to rank")
         captions = [self._text(text) for text in texts]
         scores = np.empty((len(captions), len(names)), np.float32)
         with self.compute.inference(self.model):
@@ -223,16 +214,13 @@ class Retriever:
                 block = slice(first, first + IMAGES_PER_BLOCK)
                 scores[:, block] = self.score(captions, [image_db[name] for name in names[block]])
         order = (-scores).argsort(axis=1, kind="stable")[:, :top]
-        return [
-            [Ranked(names[place], float(row[place])) for place in places] for row, places in zip(scores, order, strict=True)
-        ]
+        return [[Ranked(names[i], float(row[i])) for i in indices] for row, indices in zip(scores, order, strict=True)]
 
     @torch.no_grad()
     def attention(self, text: str | Text, image: Image, layers: Sequence[int] | None = None) -> Attention:
-        """Attention of one pair in these layers, counted from 0, or in all.
+        """Return the attention of one pair in these layers, counted from 0, or in all.
 
-        Raises:
-            InputError: as ``score_pairs``, or there is no such layer.
+        Raises ``InputError`` as ``score_pairs`` does, and for a layer that does not exist.
         """
         count = self.config.num_hidden_layers
         layers = range(count) if layers is None else layers
@@ -248,24 +236,24 @@ class Retriever:
 
     def _batch(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: ArrayLike) -> PairBatch:
         cls_id, sep_id = (self.tokenizer.ids[name] for name in ("[CLS]", "[SEP]"))
-        captions = [self._text(text) for text in texts]
         asked = torch.from_numpy(np.asarray(pairs, np.int64).reshape(-1, 2))
-        return collate(captions, images, asked, cls_id=cls_id, sep_id=sep_id, limits=self.config.input_limits)
+        records = [self._text(text) for text in texts]
+        return collate(records, images, asked, cls_id=cls_id, sep_id=sep_id, limits=self.config.input_limits)
 
     def _text(self, text: str | Text) -> Text:
-        """A caption as a record, called by its own beginning."""
+        """Return a caption as a record, with its beginning as the id."""
         if isinstance(text, str):
             name = text if len(text) <= 60 else f"{text[:59]}…"
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise InputError(f"text {name!r} is not Unicode ({error.reason}), expected a caption") from error
+                raise InputError(f"text {name!r} is not Unicode ({error.reason}), expected a caption in UTF-8") from error
             text = Text(name, np.array(self.tokenizer.encode(text), np.int64), "", {})
         if not len(text.input_ids):
             raise InputError(f"text {text.id!r} has no word pieces, expected a caption")
-        if text.input_ids.max() >= len(self.tokenizer.pieces):
+        if (largest := text.input_ids.max()) >= (size := len(self.tokenizer.pieces)):
             raise InputError(
-                f"text {text.id!r} has word-piece id {text.input_ids.max()}, "
-                f"the vocabulary {self.tokenizer.name} has {len(self.tokenizer.pieces)}"
+                f"text {text.id!r} has word-piece id {largest}, the vocabulary {self.tokenizer.name} has {size}; expected a "
+                "text database made with this vocabulary"
             )
         return text

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -54,10 +54,7 @@ class PairAttention:
 
     def seen_from(self, modality: Modality) -> PairAttention:
         """The same pair with ``modality`` in the place of ``intra``."""
-        if modality == self.modality:
-            return self
-        intra, cross, cross_back, other = self.scores
-        return PairAttention(Blocks(other, cross_back, cross, intra), modality, self.layer)
+        return self if modality == self.modality else self._exchanged
 
     def per_head(self) -> Blocks:
         """Logarithms of the attention in each block, softmaxed over its own columns (section 3.1): (A, rows, columns)."""
@@ -68,7 +65,17 @@ class PairAttention:
 
         Logarithms, because a divergence needs them and the logarithm of an average that underflowed is lost.
         """
+        return self._head_mean
+
+    # Evaluation applies every regulariser to each pair, from both sides.
+    @cached_property
+    def _head_mean(self) -> Blocks:
         return Blocks(*(block.logsumexp(dim=0) - math.log(len(block)) for block in self.per_head()))
+
+    @cached_property
+    def _exchanged(self) -> PairAttention:
+        intra, cross, cross_back, other = self.scores
+        return PairAttention(Blocks(other, cross_back, cross, intra), "V" if self.modality == "L" else "L", self.layer)
 
 
 @dataclass(frozen=True)

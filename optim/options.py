@@ -9,7 +9,7 @@ from data.boxes import ImageOptions
 from data.datasets import MAX_TXT_LEN
 from model.iais import REGULARISERS
 from utils.errors import InputError
-from utils.options import MachineOptions, check_at_least, check_sizes, option, require
+from utils.options import MachineOptions, PrecisionName, check_at_least, check_sizes, option, require
 
 LATEST = "latest"  # the value of --resume without a path
 
@@ -44,7 +44,7 @@ class TrainOptions(MachineOptions, ImageOptions):
     )
     hard_neg_size: int = option(31, "negatives kept for the loss")
     mining: Literal["hard", "random"] = option("hard", "keep the highest-scoring negatives, as published, or random ones")
-    mining_precision: Literal["auto", "fp32", "bf16", "fp16"] | None = option(
+    mining_precision: Literal["auto", PrecisionName] | None = option(
         None, "arithmetic for scoring candidates to mine hard negatives; precision if not given", affects_result=False
     )
     inf_minibatch_size: int = option(400, "maximum number of pairs per chunk; also images per text in quick validation")
@@ -126,7 +126,7 @@ class TrainOptions(MachineOptions, ImageOptions):
         """Micro-steps per update on each of ``world_size`` ranks.
 
         Raises:
-            InputError: ``effective_batch`` is not a multiple of the ranks, or ``micro_steps_per_pass`` no divisor of the result.
+            InputError: ``effective_batch`` is no multiple of the ranks, or ``micro_steps_per_pass`` no divisor of the result.
         """
         count, rest = divmod(self.effective_batch or self.train_batch_size * world_size, world_size)
         if rest:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.sources.download import DATASETS, ORIGINAL, download
 from utils.errors import one_line_errors
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 
 def mirror_url(text: str) -> str:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.mirror is None and options.folder is None:
         options.mirror = ORIGINAL
     paths = DATASETS[options.dataset]
-    with Stop():
+    with StopSignal():
         download(options.storage, paths, options.mirror, options.folder, options.jobs)
 
 

@@ -9,36 +9,33 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
-from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.inspection.folders import is_text_database, lmdb_folders
-from data.inspection.images import inspect_images
-from data.inspection.pairs import compare
+from data.inspection.images import compare, inspect_images, lmdb_folders
 from data.inspection.reading import Reading
 from data.inspection.report import Report
-from data.inspection.screen import Screen, draw, draw_faults
-from data.inspection.texts import inspect_texts
+from data.inspection.screen import Screen, draw, draw_faults, load_plotter
+from data.inspection.texts import inspect_texts, is_text_database
 from utils.errors import InputError, one_line_errors
 from utils.files import atomic_file
 from utils.parallel import add_nproc
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Options of the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Show what is in a database and check it; with a text and an image database, also whether they fit.",
         allow_abbrev=False,
     )
     parser.add_argument("database", metavar="DB", type=Path, help="text database, image database or one LMDB folder of it")
     parser.add_argument("other", metavar="DB", type=Path, nargs="?", help="the image database of the texts, or vice versa")
-    parser.add_argument("--sample", type=int, metavar="N", help="read only so many records, drawn at random, of each database")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the histograms and ranges of values, too")
+    parser.add_argument("--sample", type=int, metavar="N", help="read only N records of each database, drawn at random")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the histograms and the ranges of values")
     add_nproc(parser)
     options = parser.parse_args(arguments)
     if options.sample is not None and options.sample < 1:
@@ -47,7 +44,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def folders_of(paths: list[Path]) -> tuple[list[Path], list[Path]]:
-    """The text database and the LMDB folders of the image database among one or two ``paths``, in any order."""
+    """Sort one or two ``paths`` into the text database and the LMDB folders of the image database."""
     try:
         texts = [path for path in paths if is_text_database(path)]
         images = [lmdb_folders(path) for path in paths if path not in texts]
@@ -60,42 +57,32 @@ def folders_of(paths: list[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def inspect(texts: list[Path], images: list[Path], reading: Reading) -> Iterator[Report]:
-    """Reports of all databases, then of how the images of each fit the texts."""
-    wanted, present = {}, {}
+    """Report on every database, then on how the images of each fit the texts."""
+    image_of, names = {}, {}
     for folder in texts:
-        report, wanted[folder] = inspect_texts(folder, reading)
+        report, image_of[folder] = inspect_texts(folder, reading)
         yield report
     for folder in images:
-        report, present[folder] = inspect_images(folder, reading)
+        report, names[folder] = inspect_images(folder, reading)
         yield report
-    for (text_folder, image_of), (image_folder, names) in product(wanted.items(), present.items()):
-        if image_of is not None and names is not None:
-            yield compare(text_folder, image_of, image_folder, names)
-
-
-def plotter() -> Callable[[list[Report], IO[bytes]], None]:
-    """``save_plot``, whose import takes a second; ``InputError`` without matplotlib."""
-    try:
-        from data.inspection.plot import save_plot
-    except ImportError as error:
-        raise InputError(f"--plot: matplotlib cannot be imported ({error}); install it") from error
-    return save_plot
+    for (text_folder, wanted), (image_folder, present) in product(image_of.items(), names.items()):
+        if wanted is not None and present is not None:
+            yield compare(text_folder, wanted, image_folder, present)
 
 
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
-    """Inspect, print as it goes, list what is wrong."""
+    """Inspect, print each report when it is ready, then list what is wrong."""
     options = parse_options(arguments)
     given = [path for path in (options.database, options.other) if path is not None]
-    # A database is known by its folder's name, which "." is not.
+    # The name of an image database's folder has a meaning, and "." has none.
     texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])
-    save_plot = plotter() if options.plot else None
-    reading = Reading(options.sample, options.nproc)
+    save_plot = load_plotter() if options.plot else None
     screen = Screen.of(sys.stdout)
     # Opened first: hours of reading should not end in a plot that cannot be written.
     with atomic_file(options.plot) if options.plot else nullcontext() as file:
         reports = []
-        for report in inspect(texts, images, reading):
+        for report in inspect(texts, images, Reading(options.sample, options.nproc)):
             print("\n".join(draw(report, screen)), flush=True)
             reports.append(report)
         if save_plot is not None and file is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.report.build import QUERIES, write_report
+from evaluation.report.page import QUERIES, write_report
 from utils.errors import InputError, one_line_errors
 
 

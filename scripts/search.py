@@ -1,10 +1,9 @@
 #!/usr/bin/env python
-"""Show which images of a database fit a caption best, by their raw scores and the sigmoids of these.
+"""Find the images of a database that fit a caption best, with their raw scores and the sigmoids of these.
 
     python scripts/search.py DB "a dog catching a frisbee" --checkpoint FILE --model_config JSON [--top 10]
 
-There may be several captions, and the database is read once for them all. Without any, they are read from standard input,
-one a line.
+Takes any number of captions and reads the database once; without captions, reads them from standard input, one per line.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from utils.options import check_at_least, option, parse_options
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(RetrieverOptions):
-    """Options of this program."""
+    """Options of search.py."""
 
-    top: int = option(10, "how many images to show for a caption")
-    json: bool = option(False, "print a JSON object a caption and line, for other programs to read")
+    top: int = option(10, "number of images per caption")
+    json: bool = option(False, "print one JSON object per caption and line, for other programs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,35 +45,29 @@ def main(argv: Sequence[str]) -> None:
     words = list(takewhile(lambda word: not word.startswith("-"), argv))
     options = parse_options(SearchOptions, argv[len(words) :], __doc__ or "", inherit=FROM_TRAINING)
     if not words:
-        raise InputError("no image database is given, expected: search.py DB CAPTION …, and options behind them")
-    captions = words[1:] or _lines(sys.stdin.buffer.read())
+        raise InputError("no image database given, expected: search.py DB [CAPTION …] [--OPTION …], in this order")
+    captions = words[1:]
     if not captions:
-        raise InputError("standard input has no caption, expected one a line")
+        lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape").split("\n")
+        captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise InputError("standard input has no caption, expected one per line")
     with closing(ImageDatabase(words[0], options.box_rule, compressed=options.compressed_db)) as image_db:
-        retriever = Retriever.from_options(options)
-        found = retriever.rank_each(captions, image_db, options.top)
-    print("\n".join(map(as_json, captions, found)) if options.json else "\n\n".join(map(as_table, captions, found)))
+        ranked = Retriever.from_options(options).rank_each(captions, image_db, options.top)
+    print("\n".join(map(as_json, captions, ranked)) if options.json else "\n\n".join(map(as_table, captions, ranked)))
 
 
-def as_table(caption: str, found: Sequence[Ranked]) -> str:
-    """A caption, and below it a line an image: place, name, score and its sigmoid."""
-    width = max(len(image.name) for image in found)
-    rows = (f"{place:4}  {name:{width}}  {score:9.4f}  {sigmoid:.4f}" for place, name, score, sigmoid in _rows(found))
+def as_table(caption: str, ranked: Sequence[Ranked]) -> str:
+    """Format a caption, and below it one line per image: rank, name, score and its sigmoid."""
+    width = max(len(image.name) for image in ranked)
+    rows = [f"{rank:4}  {it.name:{width}}  {it.score:9.4f}  {it.sigmoid:.4f}" for rank, it in enumerate(ranked, start=1)]
     return "\n".join([caption, *rows])
 
 
-def as_json(caption: str, found: Sequence[Ranked]) -> str:
-    """The same as one line of JSON."""
-    images = [{"name": name, "score": score, "sigmoid": sigmoid} for _, name, score, sigmoid in _rows(found)]
+def as_json(caption: str, ranked: Sequence[Ranked]) -> str:
+    """Format the same as one line of JSON."""
+    images = [{"name": image.name, "score": image.score, "sigmoid": image.sigmoid} for image in ranked]
     return json.dumps({"text": caption, "images": images})
-
-
-def _lines(data: bytes) -> list[str]:
-    return [line.strip() for line in data.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
-
-
-def _rows(found: Sequence[Ranked]) -> list[tuple[int, str, float, float]]:
-    return [(place, image.name, image.score, image.sigmoid) for place, image in enumerate(found, start=1)]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The worker processes of one run, started by horovodrun, by torchrun, or one alone; nothing else in the tree knows which.
+"""The ranks of one run, started by horovodrun, by torchrun, or a single process; the only module that knows which.
 
-Every worker calls the same methods in the same order. Worker 0 alone writes files and speaks to the user.
+Every method is a collective unless it says otherwise: all ranks call the same methods in the same order. Only rank 0, the main
+rank, writes files and prints.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import importlib
 import os
 import socket
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,136 +17,105 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from utils.errors import InputError, RankLost, print_error
-from utils.pack import pack, unpack
 from utils.signals import killable
 
-# A worker that dies ends the others through its closed connection and through the launcher; this only bounds honest waiting.
-PATIENCE = timedelta(minutes=30)
+# A dead rank is noticed through its closed connection and its launcher; the timeout only bounds the wait for a slow one.
+TIMEOUT = timedelta(minutes=30)
 
 
 def connect(environment: Mapping[str, str] = os.environ) -> ProcessGroup:
-    """The workers of this run, chosen by what their launcher put into the environment. Use them as a context manager.
+    """Join the ranks of this run, as the launcher's environment variables describe them. Use the result as a context manager.
 
     Raises:
-        InputError: horovodrun started this process, but horovod cannot be imported; mpirun did, but horovod knows no MPI; or
-            the launcher's variables are no numbers.
-        RankLost: the others cannot be reached.
+        InputError: horovod is needed but cannot be imported or was built without MPI, or the launcher's variables are invalid.
+        RankLost: the other ranks cannot be reached.
     """
-    with killable():  # the libraries wait for the other workers where no handler of ours can run
-        return _workers_of(environment)
+    with killable():  # the libraries wait for the other ranks in C++
+        if "HOROVOD_SIZE" in environment:
+            return Horovod("HOROVOD_SIZE")
+        missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if not missing:
+            return TorchDistributed(environment)
+        if _integer(environment, "WORLD_SIZE", "1") > 1:
+            raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
+        if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
+            group = Horovod("OMPI_COMM_WORLD_SIZE")
+            if group.world_size != _integer(environment, "OMPI_COMM_WORLD_SIZE"):
+                raise InputError("started by mpirun, but horovod was built without MPI: start with horovodrun or torchrun")
+            return group
+        return SingleProcess()
 
 
-def _workers_of(environment: Mapping[str, str]) -> ProcessGroup:
-    if "HOROVOD_SIZE" in environment:
-        return Horovod("HOROVOD_SIZE")
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if not missing:
-        return TorchDistributed(environment)
-    if _number(environment, "WORLD_SIZE", "1") > 1:
-        raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
-    if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
-        group = Horovod("OMPI_COMM_WORLD_SIZE")
-        if group.world_size != _number(environment, "OMPI_COMM_WORLD_SIZE", ""):
-            raise InputError("started by mpirun, but horovod was built without MPI: expected horovodrun or torchrun")
-        return group
-    return SingleProcess()
-
-
-class ProcessGroup(ABC):
-    """What workers do together.
+class ProcessGroup:
+    """All ranks of a run.
 
     Attributes:
-        rank, size: this worker's number and how many there are, on all hosts.
+        rank, world_size: index of this rank and number of ranks, over all hosts.
         local_rank, local_size: the same on this host.
-        launcher: who started them, and how that was seen.
+        launcher: what started the ranks and how that was detected, for the log.
     """
 
-    rank = 0
-    world_size = 1
-    local_rank = 0
-    local_size = 1
+    rank, world_size = 0, 1
+    local_rank, local_size = 0, 1
     launcher = ""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the worker that writes files and speaks."""
+        """Whether this is rank 0. Not a collective."""
         return self.rank == 0
 
-    @abstractmethod
-    def _sum(self, tensor: Tensor) -> None:
-        """Replace ``tensor`` by its sum over the workers."""
-
-    @abstractmethod
-    def _broadcast(self, tensor: Tensor) -> None:
-        """Replace ``tensor``, which is contiguous, by worker 0's."""
-
-    @abstractmethod
-    def _share(self, value: Any) -> Any:
-        """Worker 0's ``value``, which has no tensors in it."""
-
-    @abstractmethod
-    def _gather(self, value: Any) -> list[Any]:
-        """The workers' values by rank; an empty list on all but worker 0, where there is a way to spare them."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Part from the others, all of which part too."""
-
     def average(self, tensor: Tensor) -> None:
-        """Replace ``tensor``, which is contiguous, by its mean over the workers. Raises ``RankLost``."""
+        """Replace ``tensor``, which is contiguous, by its mean over the ranks. Raises ``RankLost``."""
         if self.world_size > 1:
-            with _contact():
+            with _rank_lost_errors():
                 self._sum(tensor)
             tensor.div_(self.world_size)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each of ``tensors``, of equal shapes everywhere, by worker 0's. Raises ``RankLost``."""
+        """Replace each of ``tensors``, whose shapes are equal on all ranks, by that of rank 0. Raises ``RankLost``."""
         if self.world_size > 1:
-            with _contact(), torch.no_grad():
+            with _rank_lost_errors(), torch.no_grad():
                 for tensor in tensors:
                     self._broadcast(tensor)
 
     def share(self, value: Any) -> Any:
-        """Worker 0's ``value``, in which tensors may be nested; they arrive on the CPU. Raises ``RankLost``."""
+        """Return rank 0's ``value``. Tensors nested in it arrive on the CPU. Raises ``RankLost``."""
         if self.world_size == 1:
             return value
-        data, tensors = pack(value) if self.is_main else (b"", [])
-        with _contact():
-            data = self._share(data)
+        # The structure first and the tensors one by one: in a pickle they would take their memory twice.
+        structure = tree_map_only(Tensor, lambda tensor: tensor.detach().to("meta"), value) if self.is_main else None
+        with _rank_lost_errors():
+            structure = self._share(structure)
         if not self.is_main:
-            return unpack(data, lambda tensor: self.broadcast([tensor]))
-        for tensor in tensors:
-            self.broadcast([tensor.cpu().contiguous()])
+            value = tree_map_only(Tensor, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype), structure)
+        self.broadcast(leaf.cpu().contiguous() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """On worker 0 the workers' values by rank, elsewhere an empty list. Raises ``RankLost``."""
+        """Return the values of all ranks, in order of rank, on rank 0; an empty list elsewhere. Raises ``RankLost``."""
         if self.world_size == 1:
             return [value]
-        with _contact():
+        with _rank_lost_errors():
             values = self._gather(value)
         return values if self.is_main else []
 
     def check_same(self, values: Mapping[str, Any]) -> None:
-        """Raise the same ``InputError`` on all workers when their ``values`` differ, naming which and on which host."""
-        message = None
-        everyones = self.gather((socket.gethostname(), values))
-        for rank, (host, others) in enumerate(everyones):
-            different = [name for name in values if others.get(name) != values[name]]
-            if message is None and different:
-                message = f"worker {rank} on {host} has another {', another '.join(different)} than worker 0, expected the same"
-        message = self.share(message)
-        if message is not None:
-            raise _AgreedError(message)
+        """Raise the same ``InputError`` on all ranks if ``values`` differ between them; it names what differs and where."""
+        expected = self.share(values)
+        with self.raise_on_all_ranks():
+            if different := ", ".join(name for name in values if expected.get(name) != values[name]):
+                raise InputError(f"{different}: not the same as on rank 0; start all ranks with the same options and data")
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """A block in which an ``InputError`` of one worker becomes the error of all, told once and with the worker's name.
+        """Turn an ``InputError`` of any rank within the block into an error of all, printed once with that rank's name.
 
-        Outside such a block a worker's error ends the others too, but only through their launcher.
+        Outside such a block an error ends the other ranks too, but only through their launcher.
         """
         if self.world_size == 1:
             yield
@@ -156,10 +125,10 @@ class ProcessGroup(ABC):
             yield
         except InputError as raised:
             error = raised
-        failures = self.gather((socket.gethostname(), None if error is None else str(error)))
-        agreed = self.share(_one_message(failures))
-        if agreed is not None:
-            raise _AgreedError(agreed) from error
+        errors = self.gather((socket.gethostname(), None if error is None else str(error)))
+        message = self.share(_one_message(errors))
+        if message is not None:
+            raise _CollectiveError(message) from error
 
     def __enter__(self) -> ProcessGroup:
         return self
@@ -167,42 +136,39 @@ class ProcessGroup(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.world_size == 1:
             return
-        if isinstance(error, _AgreedError):
+        if isinstance(error, _CollectiveError):
             if self.is_main:
                 print_error(error)
-            self.share(None)  # so that no launcher kills worker 0 before it has spoken
+            self.share(None)  # or the launcher might kill rank 0 before it has printed
             sys.exit(2)
         if isinstance(error, InputError):
-            print_error(f"worker {self.rank} on {socket.gethostname()}: {error}")
+            print_error(f"rank {self.rank} on {socket.gethostname()}: {error}")
             sys.exit(2)
         if error is None:
-            with _contact():
+            with _rank_lost_errors():
                 self.close()
+
+    # No-ops of a single process; the collectives of a library otherwise.
+    def _sum(self, tensor: Tensor) -> None: ...
+
+    def _broadcast(self, tensor: Tensor) -> None: ...
+
+    def _share(self, value: Any) -> Any: ...
+
+    def _gather(self, value: Any) -> Any: ...
+
+    def close(self) -> None:
+        """Shut down the process group."""
 
 
 class SingleProcess(ProcessGroup):
-    """One process, started by no launcher."""
+    """One process without a launcher."""
 
     launcher = "one process: neither horovodrun's nor torchrun's variables are in the environment"
 
-    def _sum(self, tensor: Tensor) -> None:
-        """The sum of one."""
-
-    def _broadcast(self, tensor: Tensor) -> None:
-        """To nobody."""
-
-    def _share(self, value: Any) -> Any:
-        return value
-
-    def _gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def close(self) -> None:
-        """Nothing to part from."""
-
 
 class Horovod(ProcessGroup):
-    """ProcessGroup of horovodrun or mpirun."""
+    """Ranks of horovodrun or mpirun."""
 
     def __init__(self, variable: str) -> None:
         try:
@@ -212,12 +178,12 @@ class Horovod(ProcessGroup):
                 f"{variable} in the environment says that horovodrun or mpirun started this program, but horovod cannot be "
                 f"imported ({error}): install it with scripts/install_horovod.sh, or start with torchrun"
             ) from error
-        with _contact():
+        with _rank_lost_errors():
             self.hvd.init()
         self.rank, self.world_size = self.hvd.rank(), self.hvd.size()
         self.local_rank, self.local_size = self.hvd.local_rank(), self.hvd.local_size()
-        way = "NCCL" if self.hvd.nccl_built() else "Gloo" if self.hvd.gloo_built() else "MPI"
-        self.launcher = f"{self.world_size} workers of horovodrun ({variable} is in the environment), gradients over {way}"
+        backend = "NCCL" if self.hvd.nccl_built() else "Gloo" if self.hvd.gloo_built() else "MPI"
+        self.launcher = f"{self.world_size} ranks of horovodrun ({variable} is in the environment), gradients over {backend}"
 
     def _sum(self, tensor: Tensor) -> None:
         self._in_place(tensor, lambda reachable: self.hvd.allreduce_(reachable, op=self.hvd.Sum))
@@ -225,84 +191,81 @@ class Horovod(ProcessGroup):
     def _broadcast(self, tensor: Tensor) -> None:
         self._in_place(tensor, lambda reachable: self.hvd.broadcast_(reachable, root_rank=0))
 
-    def _in_place(self, tensor: Tensor, change: Callable[[Tensor], Any]) -> None:
-        """A horovod that was built without NCCL reaches only the CPU's memory."""
+    def _in_place(self, tensor: Tensor, operation: Callable[[Tensor], Any]) -> None:
+        """Apply ``operation`` through a copy on the CPU if horovod was built without NCCL."""
         if tensor.device.type == "cpu" or self.hvd.nccl_built():
-            change(tensor)
+            operation(tensor)
         else:
-            tensor.copy_(change(tensor.cpu()))
+            tensor.copy_(operation(tensor.cpu()))
 
     def _share(self, value: Any) -> Any:
         return self.hvd.broadcast_object(value, root_rank=0, name="share")
 
-    def _gather(self, value: Any) -> list[Any]:
-        # Without a name Horovod takes the type's, and waits for ever where one worker has an array and another None.
-        gathered: list[Any] = self.hvd.allgather_object(value, name="gather")
-        return gathered
+    def _gather(self, value: Any) -> Any:
+        # Without a name Horovod uses that of the type, and blocks forever if one rank has an array and another None.
+        return self.hvd.allgather_object(value, name="gather")
 
     def close(self) -> None:
         self.hvd.shutdown()
 
 
 class TorchDistributed(ProcessGroup):
-    """ProcessGroup of torchrun, or of anything else that sets its variables."""
+    """Ranks of torchrun, or of anything else that sets its variables."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.rank, self.world_size, self.local_rank, self.local_size = (
-            _number(environment, name, default)
-            for name, default in (("RANK", ""), ("WORLD_SIZE", ""), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-        )
+        self.rank, self.world_size = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
+        self.local_rank = _integer(environment, "LOCAL_RANK", "0")
+        self.local_size = _integer(environment, "LOCAL_WORLD_SIZE", "1")
         if not 0 <= self.rank < self.world_size:
             raise InputError(f"RANK {self.rank} and WORLD_SIZE {self.world_size} in the environment: start with torchrun")
-        nccl = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()
         if nccl and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
         try:
-            with _contact():
-                torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENCE)
+            with _rank_lost_errors():
+                dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=TIMEOUT)
         except ValueError as error:
             raise InputError(f"MASTER_ADDR or MASTER_PORT in the environment: {error}; start with torchrun") from error
-        way = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
-        self.launcher = (
-            f"{self.world_size} workers of torchrun (RANK and WORLD_SIZE are in the environment), gradients over {way}"
-        )
+        backend = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
+        seen = "RANK and WORLD_SIZE are in the environment"
+        self.launcher = f"{self.world_size} ranks of torchrun ({seen}), gradients over {backend}"
 
     def _sum(self, tensor: Tensor) -> None:
-        torch.distributed.all_reduce(tensor)
+        dist.all_reduce(tensor)
 
     def _broadcast(self, tensor: Tensor) -> None:
-        torch.distributed.broadcast(tensor, src=0)
+        dist.broadcast(tensor, src=0)
 
     def _share(self, value: Any) -> Any:
         values = [value]
-        torch.distributed.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def _gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.world_size if self.is_main else []
-        torch.distributed.gather_object(value, values if self.is_main else None, dst=0)
+    def _gather(self, value: Any) -> Any:
+        values: list[Any] = [None] * self.world_size
+        dist.gather_object(value, values if self.is_main else None, dst=0)
         return values
 
     def close(self) -> None:
-        torch.distributed.destroy_process_group()
+        dist.destroy_process_group()
 
 
-class _AgreedError(InputError):
-    """An error that every worker raises at the same place."""
+class _CollectiveError(InputError):
+    """An error that all ranks raise together."""
 
 
-def _one_message(failures: list[tuple[str, str | None]]) -> str | None:
-    """What to tell of the workers' (host, message): the message alone when they all have it, the first one's otherwise."""
-    failed = [(rank, host, message) for rank, (host, message) in enumerate(failures) if message is not None]
+def _one_message(errors: list[tuple[str, str | None]]) -> str | None:
+    """Return one message for the (host, message) of each rank: the common one if all failed alike, else that of the first."""
+    failed = [(rank, host, message) for rank, (host, message) in enumerate(errors) if message is not None]
     if not failed:
         return None
     rank, host, message = failed[0]
-    if len(failed) == len(failures) and {other for _, _, other in failed} == {message}:
+    if len(failed) == len(errors) and {other for _, _, other in failed} == {message}:
         return message
-    return f"worker {rank} on {host}: {message}"
+    return f"rank {rank} on {host}: {message}"
 
 
-def _number(environment: Mapping[str, str], name: str, default: str) -> int:
+def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:
     value = environment.get(name, default)
     try:
         return int(value)
@@ -311,11 +274,11 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> int:
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
-    """Both libraries tell of a lost worker by a RuntimeError."""
+def _rank_lost_errors() -> Iterator[None]:
+    """Raise ``RankLost`` for the RuntimeError with which both libraries report a lost rank."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise RankLost(f"lost contact with the other workers ({' '.join(str(error).split())[:200]})") from error
+        raise RankLost(f"lost contact with the other ranks ({' '.join(str(error).split())[:200]})") from error

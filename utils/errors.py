@@ -1,4 +1,4 @@
-"""The exceptions that end a program in one line, and the decorator that prints it."""
+"""The exceptions that end a program with one line, and the decorator that prints it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 
 
 class InputError(ValueError):
-    """A file, key or value that a user gave is wrong; the message is one line that names it and says what was expected."""
+    """A file, key or value given by the user is wrong. The message is one line: what is wrong, where, and what was expected."""
 
 
 class RankLost(RuntimeError):
-    """Another worker of this run has gone; it or its launcher says why."""
+    """Another rank of this run has died; its own output or its launcher's says why."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,32 +28,32 @@ class Interrupted(KeyboardInterrupt):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for the choice most like ``word``, or nothing when none is like it."""
+    """Return ``" (did you mean 'x'?)"`` for the choice most like ``word``, or ``""`` if none is similar."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def print_error(message: object) -> None:
-    """Print ``message`` as the one line with which a program ends."""
+    """Print ``message`` on one line of stderr."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's ``main``: its exit code is 2 for an ``InputError``, 3 for a ``RankLost``, 130 for Ctrl-C.
+    """Decorate ``main`` of a program to end with one line and an exit code instead of a traceback.
 
-    An ``Interrupted`` ends with 128 plus the signal's number, as shells have it: 143 for SIGTERM; so does output that nobody
-    reads any more, 141.
+    Exit codes: 2 for ``InputError``, 3 for ``RankLost``, 128 plus the signal's number for ``Interrupted`` (143 for SIGTERM),
+    130 for Ctrl-C, 141 if nobody reads the output any more.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names may have what the terminal has not
+            sys.stdout.reconfigure(errors="backslashreplace")  # names may contain what the terminal cannot show
         try:
             main(*args, **kwargs)
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        except BrokenPipeError:  # the reader of the output, such as head, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
         except (InputError, RankLost) as error:

@@ -1,4 +1,4 @@
-"""Read JSON, and write files so that a reader sees the old one or the new one, whole."""
+"""Read JSON, and write files and folders atomically: a reader sees the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
 def short_repr(value: Any) -> str:
-    """What a file holds, as a message has it: like ``repr``, but of a long or deep value only the beginning."""
+    """Return ``repr(value)`` for a message, shortened if the value is long or deep."""
     return _SHORT.repr(value)
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises ``InputError`` when it is missing, cannot be read, or is not JSON."""
+    """Read a JSON file. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, expected JSON") from error
+        raise InputError(f"{path}: no such file, expected a JSON file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Make folder ``path`` unless it is there. Raises ``InputError`` when it cannot be made or written to."""
+    """Make folder ``path`` unless it exists. Raises ``InputError`` if it cannot be made or written to."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,39 +50,42 @@ def make_folder(path: str | Path) -> Path:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"output_dir {str(folder)!r}: cannot be made ({reason})") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir {folder}: cannot be written to, expected a folder of one's own")
+        raise InputError(f"output_dir {folder}: no permission to write in it, choose another folder")
     return folder
 
 
 @contextmanager
 def output_folder(path: str | Path) -> Iterator[Path]:
-    """``make_folder``, for a block whose failure takes the folder away again if it is new and still empty."""
+    """Make folder ``path`` as ``make_folder`` does; if the block fails, remove the folder if it is new and still empty."""
     existed = os.path.lexists(path)
     folder = make_folder(path)
     try:
         yield folder
     except BaseException:
         if not existed:
-            with suppress(OSError):  # it holds something by now
+            with suppress(OSError):  # not empty
                 folder.rmdir()
         raise
 
 
 def new_folder(path: str | Path) -> Path:
-    """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and when it is there and not empty."""
+    """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and if it exists and is not empty."""
     folder = make_folder(path)
-    occupied = next(folder.iterdir(), None)
-    if occupied is not None:
+    if (occupied := next(folder.iterdir(), None)) is not None:
         raise InputError(f"output_dir {folder}: not empty (it holds {occupied.name}), expected a new or empty folder")
     return folder
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of ``path`` when the block ends well, and vanishes when it does not."""
+    """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
+
+    Raises:
+        InputError: ``path`` is a folder, or the disk refuses.
+    """
     path = Path(path)
     if path.name in ("", "..") or os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, expected the name of a file")
+        raise InputError(f"{path}: is a folder, expected a file name")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -91,21 +94,23 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BrokenPipeError:  # not of a file, but of what the block prints
+    except BrokenPipeError:  # of what the block prints, not of the file
         raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
-        with suppress(OSError):  # where it could not be made, either
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A hidden folder that takes the name ``path`` when the block ends well, and vanishes when it does not.
+    """Make a hidden folder that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
-    What a killed process had begun is removed first. Raises ``InputError`` when ``path`` exists, when another process is
-    building it, and when the disk refuses.
+    What a killed process left of it is removed first.
+
+    Raises:
+        InputError: ``path`` exists, another process is writing it, or the disk refuses.
     """
     path = Path(path)
     if os.path.lexists(path):
@@ -126,7 +131,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.rename(folder, path)
             sync_folder(path.parent)
         finally:
-            # After the rename there is nothing left under this name, and something in the folders above.
+            # After the rename this finds neither the folder nor empty parents.
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 for parent in made:
@@ -139,24 +144,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _claim(descriptor: int, folder: Path, path: Path) -> None:
-    """Lock the open ``folder`` for this process, until it closes it or ends."""
+    """Lock the open ``folder`` until this process closes it or ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         claimed = os.fstat(descriptor).st_ino == os.stat(folder).st_ino
     except (BlockingIOError, FileNotFoundError):
         claimed = False  # locked by another process, or already renamed by it
     if not claimed:
-        raise InputError(f"{path}: another process is writing it")
+        raise InputError(f"{path}: another process is writing it; wait for it or choose another output")
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what a killed process had begun to write in ``folder`` under names that begin with ``name``."""
+    """Remove the temporary files in ``folder`` that a killed process left of files whose names begin with ``name``."""
     for leftover in folder.glob(f".{name}*{PARTIAL}"):
         leftover.unlink()
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk knows the names in folder ``path``, without which a renamed file may be gone after a power cut."""
+    """Flush the names in folder ``path`` to disk, without which a power cut may undo a rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -179,7 +184,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """The hexadecimal SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,8 @@
-"""Work on a stream of items in several processes, in order and with little of it in memory."""
+"""Apply a function to a stream of items in several processes, in order and with few items in memory.
+
+``concurrent.futures.ProcessPoolExecutor`` will not do: its workers share their pipes, so that it waits forever for the rest of
+a result if the worker that was sending it is killed, and its workers stay if their parent is.
+"""
 
 from __future__ import annotations
 
@@ -6,120 +10,66 @@ import argparse
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from utils.errors import InputError
 from utils.signals import SIGNALS, leave_to_parent
 
-MOST = 256  # processes that anyone can mean
+MAX_PROCESSES = 256
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def add_nproc(parser: argparse.ArgumentParser) -> None:
-    """Give a program the option ``--nproc``."""
-    parser.add_argument("--nproc", type=_number, default=min(cores(), MOST), help="worker processes (%(default)s)")
+    """Add the option ``--nproc`` to ``parser``."""
+    parser.add_argument("--nproc", type=_number, default=min(cores(), MAX_PROCESSES), help="worker processes (%(default)s)")
 
 
 def _number(word: str) -> int:
     number = int(word)
-    if not 1 <= number <= MOST:
-        raise argparse.ArgumentTypeError(f"{number}: expected 1 to {MOST}")
+    if not 1 <= number <= MAX_PROCESSES:
+        raise argparse.ArgumentTypeError(f"{number}: expected 1 to {MAX_PROCESSES}")
     return number
 
 
 def cores() -> int:
-    """Those that this process may use, where the system says."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Worker:
-    """A process that does ``task`` on the items that it is called with, one at a time.
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """Yield ``function(item)`` in the order of ``items``, of which at most 4 per process are taken ahead of the caller.
 
-    Nothing but its own pipe leads to it, so that whichever of the two processes ends, the other one sees the pipe's end.
+    With one process everything is done in this one. Raises ``InputError`` if a worker is killed.
     """
-
-    def __init__(self, task: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")  # this process may have a database open
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(task, theirs), daemon=True)
-        # Signals to all processes are this one's to act upon, also while the other one is still importing.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-
-    def __call__(self, item: Any) -> Any:
-        try:
-            self._pipe.send(item)
-            done, value = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise InputError("--nproc: a worker was killed, perhaps for memory; try fewer") from error
-        if not done:
-            raise value
-        return value
-
-    def close(self) -> None:
-        """Let it end, when it has nothing to do."""
-        self._pipe.close()
-        self.process.join()
-
-
-def _serve(task: Callable[[Any], Any], pipe: Connection) -> None:
-    leave_to_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    while True:
-        try:
-            item = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer = True, task(item)
-        except Exception as error:
-            answer = False, error
-        try:
-            pipe.send(answer)
-        except OSError:  # nobody waits for it any more
-            return
-
-
-def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) -> Iterator[Result]:
-    """Results in the order of ``items``; workers are never more than a few items ahead of whoever takes the results.
-
-    With ``nproc`` 1 all is done in this process. Raises ``InputError`` when a worker is killed.
-    """
-    if nproc == 1:
-        yield from map(task, items)
+    if processes == 1:
+        yield from map(function, items)
         return
-    workers = [_Worker(task) for _ in range(nproc)]
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
+    workers: list[_Worker] = []
+    of_thread = threading.local()
 
-    def do(item: Item) -> Result:
-        worker = idle.get()
-        try:
-            result: Result = worker(item)
-            return result
-        finally:
-            idle.put(worker)
+    def apply(item: Item) -> Result:
+        if not hasattr(of_thread, "worker"):
+            of_thread.worker = _Worker(function)
+            workers.append(of_thread.worker)
+        result: Result = of_thread.worker(item)
+        return result
 
-    waiting: deque[Future[Result]] = deque()
-    threads = ThreadPoolExecutor(nproc)  # each waits for a worker
+    pending: deque[Future[Result]] = deque()
+    threads = ThreadPoolExecutor(processes)
     try:
         for item in items:
-            waiting.append(threads.submit(do, item))
-            if len(waiting) > 4 * nproc:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(threads.submit(apply, item))
+            if len(pending) > 4 * processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     except BaseException:
         for worker in workers:
             worker.process.kill()
@@ -128,3 +78,44 @@ def in_order(task: Callable[[Item], Result], items: Iterable[Item], nproc: int) 
         threads.shutdown(cancel_futures=True)
         for worker in workers:
             worker.close()
+
+
+class _Worker:
+    """A process that applies ``function`` to one item at a time; either side sees the other's death as the end of the pipe."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share this process's open databases
+        self._pipe, remote = context.Pipe()
+        self.process = context.Process(target=_serve, args=(function, remote), daemon=True)
+        # Of this thread, and of the child until it ignores them: Ctrl-C must not print a traceback of its first imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self.process.start()
+        remote.close()
+
+    def __call__(self, item: Any) -> Any:
+        try:
+            self._pipe.send(item)
+            result, failure = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise InputError("--nproc: a worker was killed, perhaps because memory ran out; try fewer processes") from error
+        if failure is not None:
+            raise failure
+        return result
+
+    def close(self) -> None:
+        """End the process, which must be idle or killed."""
+        self._pipe.close()
+        self.process.join()
+
+
+def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
+    leave_to_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    with suppress(EOFError, OSError):  # the parent has closed the pipe or died
+        while True:
+            item = pipe.recv()
+            try:
+                answer: tuple[Any, Exception | None] = function(item), None
+            except Exception as error:
+                answer = None, error
+            pipe.send(answer)

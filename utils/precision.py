@@ -1,39 +1,38 @@
-"""Devices and mixed precision; nothing else in the tree knows of autocast or loss scaling."""
+"""Devices and mixed precision; the only module that knows autocast and loss scaling."""
 
 from __future__ import annotations
 
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
 from utils.errors import InputError
+from utils.options import PrecisionName
 
 LOGGER = logging.getLogger(__name__)
-Name = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """The device that option ``device`` means for worker ``local_rank`` of the ``local_size`` on this machine.
+    """Return the device that option ``device`` means for rank ``local_rank`` of ``local_size`` on this host.
 
-    With auto or cuda each worker has a GPU of its own, which also becomes torch's current one.
+    With auto or cuda each rank has a GPU of its own, which also becomes torch's current device.
 
     Raises:
-        InputError: a device that is not there, or fewer GPUs than workers.
+        InputError: the device is not available, or there are fewer GPUs than ranks.
     """
     if name == "auto":
-        alone = local_size == 1 and torch.backends.mps.is_available()
-        name = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
+        mps = local_size == 1 and torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name == "cuda" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_size > count:
-            raise InputError(f"{local_size} workers on a machine with {count} GPUs, expected one GPU for each, or device cpu")
+            raise InputError(f"{local_size} ranks on a host with {count} GPUs, expected a GPU per rank, or --device cpu")
         name = f"cuda:{local_rank}"
     elif local_size > 1 and name not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} with {local_size} workers on this machine, expected auto, cpu or cuda")
+        raise InputError(f"device {name!r} with {local_size} ranks on this host, expected auto, cpu or cuda")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -43,16 +42,16 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
         raise InputError(f"device {name!r} is not supported, expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # otherwise each worker would start a thread on every core
+    elif local_size > 1 and "OMP_NUM_THREADS" not in os.environ:  # by default each rank would start a thread per core
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_size))
     return device
 
 
-def choose_precision(precision: str | None, fp16: bool, device: torch.device, option: str = "precision") -> Name:
-    """What options ``precision`` (or another ``option`` with such values) and ``fp16`` mean on ``device``.
+def choose_precision(precision: str | None, fp16: bool, device: torch.device, option: str = "precision") -> PrecisionName:
+    """Return what options ``precision`` (or another ``option`` with such values) and ``fp16`` mean on ``device``.
 
     Raises:
-        InputError: fp16 arithmetic asked for by name on a CPU, where it is slow and has no loss scaling to be tested with.
+        InputError: fp16 was asked for by name on another device than CUDA, where it is slow and not tested.
     """
     if precision is None:
         if fp16 and device.type != "cuda":
@@ -65,34 +64,33 @@ def choose_precision(precision: str | None, fp16: bool, device: torch.device, op
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"{option} fp16 needs a CUDA device, this run is on {device.type}: expected fp32, bf16 or auto")
     assert precision in DTYPES
-    return precision  # type: ignore[return-value]
+    return precision
 
 
 class Precision:
-    """The arithmetic of one run: an autocast context and, under fp16, a gradient scaler.
+    """The arithmetic of a run: an autocast context and, with fp16, a gradient scaler.
 
-    ``dtype`` is the type that the encoder multiplies in.
+    Attributes:
+        dtype: of the encoder's matrix products.
     """
 
-    def __init__(self, name: Name, device: torch.device) -> None:
+    def __init__(self, name: PrecisionName, device: torch.device) -> None:
         self.name = name
         self.dtype = DTYPES[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the encoder runs; weights stay in fp32."""
-        if self.name == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has AMX tiles or AVX-512 BF16; false where this torch cannot tell."""
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+        """Return the context in which the encoder runs; weights stay in fp32."""
+        return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """The context that computes in fp32 inside ``Precision.autocast``."""
+    """Return a context that computes in fp32 within ``Precision.autocast``."""
     return torch.autocast(device.type, enabled=False)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Return whether the CPU has AMX tiles or AVX-512 BF16; False if this torch cannot tell."""
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

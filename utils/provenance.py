@@ -1,4 +1,4 @@
-"""What a result depends on besides its options: the program's commit and the machine's software."""
+"""What a result depends on besides its options: the commit of the program and the software of the machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions and machine, in JSON's types."""
-    import torch  # here, since converters do without it and it takes a second
+    """Return commit, versions and machine as JSON values."""
+    import torch  # takes a second, which the converters save
 
     return {
         "commit": _git("rev-parse", "HEAD"),
@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
 
 
 def made_by(program: str) -> dict[str, Any]:
-    """Which program, of what commit, makes a database; "-dirty" where the code had uncommitted changes."""
+    """Return the program that makes a database and its commit, with "-dirty" if there are uncommitted changes."""
     return {
         "program": str(Path(program).resolve().relative_to(ROOT)),
         "commit": _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"),
@@ -35,7 +35,7 @@ def made_by(program: str) -> dict[str, Any]:
 
 
 def save_git_state(folder: Path) -> None:
-    """Write ``git.json``, and the uncommitted changes as ``git.diff`` where there are any."""
+    """Write ``git.json``, and uncommitted changes as ``git.diff``."""
     save_json(folder / "git.json", {"branch": _git("branch", "--show-current"), **provenance()})
     if diff := _git("diff", "HEAD"):
         with atomic_file(folder / "git.diff") as file:
@@ -43,7 +43,7 @@ def save_git_state(folder: Path) -> None:
 
 
 def _git(*command: str) -> str | None:
-    """What git prints, or None without git or outside a repository."""
+    """Return the output of git, or None without git or outside a repository."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once where nothing can be lost, otherwise when the work at hand is done."""
+"""SIGTERM and Ctrl-C: at once where nothing can be lost, otherwise once the work at hand is done."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from typing import Any
 from utils.errors import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME_KEY = 1.0  # seconds in which one Ctrl-C may arrive twice, from the terminal and from the launcher
+SAME_KEY = 1.0  # seconds within which one Ctrl-C may arrive twice, from the terminal and from the launcher
 
 
-class Stop:
-    """Raises ``Interrupted`` in the main thread on SIGTERM or SIGINT, within ``deferred`` later. Use it as a context manager.
+class StopSignal:
+    """Raise ``Interrupted`` in the main thread on SIGTERM or SIGINT; later within ``deferred``. Use it as a context manager.
 
-    Only the first signal counts, so that nothing interrupts what is done because of it; but a later Ctrl-C raises
-    ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process chose to
-    ignore stays ignored.
+    Only the first signal counts, so that nothing interrupts the clean-up that it causes; but a later Ctrl-C raises
+    ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process ignores
+    stays ignored.
     """
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._when = 0.0
+        self._received_at = 0.0
         self._deferring = False
-        self._former: dict[int, Any] = {}
+        self._former_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopSignal:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._former[number] = signal.signal(number, self._handle)
+                self._former_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
+        for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that a signal does not interrupt before its end, or its next ``check``."""
+        """Let the block finish, or reach its next ``check``, before a signal raises ``Interrupted``."""
         self._deferring = True
         try:
             yield
-        except RuntimeError:  # the signal may have ended a reading process or another worker, too
+        except RuntimeError:  # the signal may have ended a DataLoader worker or another rank, too
             self.check()
             raise
         finally:
@@ -59,16 +59,16 @@ class Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
-            self._received, self._when = number, time.monotonic()
+            self._received, self._received_at = number, time.monotonic()
             if not self._deferring:
                 self.check()
-        elif number == signal.SIGINT and time.monotonic() > self._when + SAME_KEY:
+        elif number == signal.SIGINT and time.monotonic() > self._received_at + SAME_KEY:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def killable() -> Iterator[None]:
-    """A block that Ctrl-C ends with the process at once, also where C++ holds the main thread and no handler can run."""
+    """Let Ctrl-C kill the process at once within the block, where C++ may hold the main thread and no handler can run."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -80,6 +80,6 @@ def killable() -> Iterator[None]:
 
 
 def leave_to_parent() -> None:
-    """For a child process: signals that a terminal or a launcher sends to all are its parent's business."""
+    """Ignore, in a child process, the signals that a terminal or launcher sends to all: its parent will end it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,19 @@
-"""Files of tensors: written whole or not at all, read without running pickled code."""
+"""Read and write files of tensors: written whole or not at all, read without running code and in memory that fits the file.
+
+``torch.load(weights_only=True)`` runs no code, but a file of a kilobyte can still make it fill the memory, by a compressed
+archive or by a call such as ``bytearray(10**10)``, and before torch 2.10 read past the end of a storage. Therefore each file is
+first checked: an uncompressed zip archive or the container of before torch 1.6, whose pickle makes plain tensors only and whose
+storages are all in the file.
+"""
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
+from operator import index
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -10,15 +21,20 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import atomic_file
-from utils.tensor_file import check_tensor_file
+from utils.files import atomic_file, short_repr
+
+_ELEMENT_BYTES = {
+    "DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+}  # fmt: skip
+_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 
 
 def save_tensors(path: str | Path, value: Any) -> None:
     """Write dictionaries, lists and tuples of tensors, numbers and strings, atomically.
 
     Raises:
-        InputError: the disk refuses, or a number is not finite; what was at ``path`` is still there.
+        InputError: the disk refuses, or a number is not finite; the former file at ``path`` is kept.
     """
     _check_finite(path, value)
     with atomic_file(path) as file:
@@ -30,27 +46,26 @@ def save_tensors(path: str | Path, value: Any) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """What ``save_tensors`` wrote, or any ``.pt`` file in torch's present or pre-1.6 container; tensors arrive on the CPU.
+    """Return the content of a ``.pt`` file, in torch's present or pre-1.6 container, with its tensors on the CPU.
 
     Raises:
-        InputError: the file is missing, damaged, would run code, or claims more tensors than it has bytes for.
+        InputError: the file is missing, damaged, would run code, or describes more tensors than it has bytes for.
     """
     try:
-        check_tensor_file(path)
+        with open(path, "rb") as file:
+            _check(file)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except OSError as error:
         raise InputError(f"{path}: not a readable checkpoint ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({error})") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever a damaged pickle makes it raise
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({type(error).__name__})") from error
+    except Exception as error:  # a damaged pickle can make torch raise anything
+        reason = error if isinstance(error, InputError) else type(error).__name__
+        raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
 
 
 class _Stream:
-    """A file for ``torch.save``, which tells of a full disk by a RuntimeError that does not say so."""
+    """A file that keeps the error of a full disk, for which ``torch.save`` raises a RuntimeError that does not say so."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -73,3 +88,80 @@ def _check_finite(path: str | Path, value: Any, name: str = "") -> None:
             _check_finite(path, item, f"{name} {key}".strip())
     elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise InputError(f"{path}: not written, {name} is not finite")
+
+
+def _check(file: IO[bytes]) -> None:
+    """Raise ``InputError`` with a reason, or any other error, if ``torch.load`` should not read ``file``."""
+    size = file.seek(0, io.SEEK_END)
+    longest = max(1 << 20, size // 64)  # of a pickle, one byte of which can make an object of 64
+    file.seek(0)
+    if file.read(4) == b"PK\x03\x04":
+        _check_zip(file, size, longest)
+        return
+    file.seek(0)
+    head = file.read(longest)
+    if head[257:262] == b"ustar":
+        raise InputError("it is a tar archive")
+    inspector = _Inspector(io.BytesIO(head))
+    for _ in range(5):  # a magic number, a version, a machine, the value, and the names of the storages, whose bytes follow
+        inspector.load()
+    if (needed := sum(inspector.storages.values())) > size:
+        raise InputError(f"its tensors take {needed:,} bytes, the file has {size:,}")
+
+
+def _check_zip(file: IO[bytes], size: int, longest: int) -> None:
+    with zipfile.ZipFile(file) as archive:
+        members = {member.orig_filename: member for member in archive.infolist()}
+        distinct = len({name.lower() for name in members}) == len(archive.infolist())  # torch's reader ignores case
+        fits = sum(member.file_size for member in members.values()) <= size
+        file.seek(-min(size, 98), io.SEEK_END)
+        if not (distinct and fits and _directory_start(file.read(), size) == archive.start_dir):
+            raise InputError("its members are compressed, overlap or have one name, which torch.save never does")
+        folder = next(iter(members), "").partition("/")[0]
+        pickled = members.get(f"{folder}/data.pkl")
+        if pickled is None or f"{folder}/constants.pkl" in members:
+            raise InputError("it is not an archive of torch.save")
+        if pickled.file_size > longest:
+            raise InputError(f"its data.pkl has {pickled.file_size:,} bytes, expected at most {longest:,}")
+        inspector = _Inspector(io.BytesIO(archive.read(pickled)))
+        inspector.load()
+        for key, needed in inspector.storages.items():
+            record = members.get(f"{folder}/data/{key}")
+            if record is None or record.file_size != needed:
+                raise InputError(f"storage {short_repr(key)} is missing or does not have {needed:,} bytes")
+
+
+def _directory_start(tail: bytes, size: int) -> int:
+    """Return where a zip's last bytes say that its directory is: if it is elsewhere, torch's reader sees other members."""
+    if tail[-42:-38] != b"PK\x06\x07":
+        return int.from_bytes(tail[-6:-2], "little")
+    record = int.from_bytes(tail[-34:-26], "little")
+    return int.from_bytes(tail[48:56], "little") if record == size - 98 else -1
+
+
+class _Inspector(pickle._Unpickler):
+    """Run a pickle with nothing behind its names, and note how many bytes each storage takes that it asks for.
+
+    The unpickler written in Python: the one in C allocates a memo as large as the largest index in the pickle.
+    """
+
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]}  # noqa: RUF012
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(stream)
+        self.storages: dict[Any, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in for an allowed name; for a storage, the bytes per element."""
+        if module == "torch" and name in _ELEMENT_BYTES:
+            return _ELEMENT_BYTES[name]
+        if module == "torch._utils" and name in _REBUILD:
+            return lambda *arguments: None
+        if (module, name) == ("collections", "OrderedDict"):
+            return lambda: OrderedDict()  # a copy of a large argument could be asked for again and again
+        raise InputError(f"it would call {short_repr(f'{module}.{name}')}, expected plain numbers")
+
+    def persistent_load(self, pid: Any) -> None:
+        """Note a storage, ("storage", type, key, location, number of elements)."""
+        _, element_bytes, key, _, count, *_ = pid
+        self.storages[key] = max(self.storages.get(key, 0), index(element_bytes) * index(count))

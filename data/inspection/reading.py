@@ -1,85 +1,173 @@
-"""Read the files of a database without stopping at what is wrong with them."""
+"""Read databases that may be damaged. LMDB trusts its pages, and damaged ones can kill or block the process that reads them."""
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import mmap
+import multiprocessing
 import random
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
-from data.inspection.faults import Faults
-from data.lmdb_store import LmdbReader
-from data.pages import check_pages
+from data.inspection.report import Faults, Summary
+from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
 from utils.errors import InputError
 from utils.files import read_json, short_repr
-from utils.parallel import in_order
+from utils.signals import leave_to_parent
 
 UNREADABLE = "files that cannot be read"
+PATIENCE = 300.0  # seconds without progress after which a child process is killed
+_NAMES_AT_ONCE = 10_000
+_FORK = multiprocessing.get_context("fork")  # the parent has no database open, and the child need not import anything
 
-Item = TypeVar("Item")
-Summary = TypeVar("Summary")
+Check = Callable[[LmdbReader, Sequence[Any]], Summary]  # of some records, by what is known of each
+
+
+class _ChildDied(InputError):
+    """A child process was killed, by damaged pages or because it made no progress."""
+
+
+class _AnnouncingReader(LmdbReader):
+    """Writes the name of each record into ``note``, memory shared with the parent process, before reading the record."""
+
+    def __init__(self, path: Path, note: mmap.mmap) -> None:
+        super().__init__(path, readahead=True)
+        self._note = note
+
+    def get(self, key: str) -> memoryview:
+        self._note[:] = key.encode("utf-8", "surrogateescape").ljust(MAX_KEY_BYTES, b"\0")
+        return super().get(key)
+
+
+@contextmanager
+def _child(folder: Path, produce: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Iterator[Any]]:
+    """The items of ``produce(store, *args)``, which reads an LMDB folder in a child process.
+
+    Iterating raises ``InputError`` as ``produce`` does, and ``_ChildDied``.
+    """
+    pipe, theirs = _FORK.Pipe(duplex=False)
+    note = mmap.mmap(-1, MAX_KEY_BYTES)
+
+    def serve() -> None:
+        pipe.close()  # so that the pipe breaks when the parent ends
+        leave_to_parent()
+        faulthandler.disable()  # the parent reports how this process dies
+        try:
+            with _AnnouncingReader(folder, note) as store:
+                for item in produce(store, *args):
+                    theirs.send(item)
+        except InputError as error:
+            theirs.send(error)
+
+    def items() -> Iterator[Any]:
+        while pipe.poll(PATIENCE):
+            try:
+                item = pipe.recv()
+            except (EOFError, OSError):
+                process.join()
+                if not process.exitcode:
+                    return
+                raise died(_describe_exit(process.exitcode)) from None
+            if isinstance(item, InputError):
+                raise item
+            yield item
+        raise died(f"made no progress in {PATIENCE:g} seconds; probably its pages are damaged")
+
+    def died(how: str) -> _ChildDied:
+        name = note[:].rstrip(b"\0").decode("utf-8", "surrogateescape")
+        where = f"at record {name!r}" if name else "at the list of records"
+        return _ChildDied(f"{folder / 'data.mdb'}: {where}, the process that read it {how}")
+
+    process = _FORK.Process(target=serve, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield items()
+    finally:
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def _describe_exit(code: int) -> str:
+    if code > 0:
+        return f"failed with exit code {code}; see its traceback"
+    likely = "memory is short, try a smaller --nproc" if code == -signal.SIGKILL else "its pages are damaged"
+    return f"ended with {signal.Signals(-code).name}; probably {likely}"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How records are read: ``sample`` of each LMDB drawn at random, or all of them; in ``nproc`` processes."""
+    """Which records are read: ``sample`` of each LMDB, drawn at random, or all; in ``nproc`` child processes."""
 
     sample: int | None
     nproc: int
 
     def chosen(self, names: list[str]) -> list[str]:
-        """Those of ``names`` to read, always the same ones, in their order."""
+        """The names of the records to read, always the same, in their order."""
         if self.sample is None or self.sample >= len(names):
             return names
-        return [names[place] for place in sorted(random.Random(0).sample(range(len(names)), self.sample))]
-
-    def summaries(
-        self, task: Callable[[Sequence[Item]], Summary], items: Sequence[Item], at_once: int, faults: Faults
-    ) -> Iterator[Summary]:
-        """What ``task`` makes of ``items``, ``at_once`` of them at a time; a killed process is a fault and ends it."""
-        pieces = [items[first : first + at_once] for first in range(0, len(items), at_once)]
-        with tqdm(total=len(items), unit=" records", disable=None, leave=False) as progress:
-            try:
-                for piece, summary in zip(pieces, in_order(task, pieces, max(1, min(self.nproc, len(pieces)))), strict=True):
-                    yield summary
-                    progress.update(len(piece))
-            except InputError as error:
-                faults.add("records that could not be read to the end", f"after {progress.n:,} of {len(items):,}: {error}")
+        return [names[index] for index in sorted(random.Random(0).sample(range(len(names)), self.sample))]
 
     def describe(self, names: list[str] | None) -> str:
-        """How many records there are, and whether it is a sample that is read."""
+        """The number of records, and of those in the sample."""
         if names is None:
             return "cannot be read"
         chosen = len(self.chosen(names))
         return f"{len(names):,}" if chosen == len(names) else f"{len(names):,}, of which a sample of {chosen:,} was read"
 
+    def check(self, folder: Path, check: Check, records: Sequence[Any], at_once: int) -> Summary:
+        """Check ``records`` of an LMDB folder, ``at_once`` at a time, up to one whose reading kills the process."""
+        pieces = [records[first : first + at_once] for first in range(0, len(records), at_once)]
+        nproc = min(self.nproc, len(pieces))
+        total = Summary()
+        with ExitStack() as stack, tqdm(total=len(records), unit=" records", disable=None, leave=False) as progress:
+            shares = [pieces[first::nproc] for first in range(nproc)]
+            summaries = [stack.enter_context(_child(folder, _summaries, check, of_child)) for of_child in shares]
+            for number, piece in enumerate(pieces):
+                try:
+                    total.update(next(summaries[number % nproc]))
+                except _ChildDied as death:
+                    total.faults.add(UNREADABLE, f"{death}; {len(records) - number * at_once:,} records were not checked")
+                    break
+                progress.update(len(piece))
+        return total
 
-def record_names(folder: Path, faults: Faults) -> list[str] | None:
-    """Names of the records of an LMDB folder, None where its file is damaged."""
+
+def _summaries(store: LmdbReader, check: Check, pieces: Sequence[Sequence[Any]]) -> Iterator[Summary]:
+    for piece in pieces:
+        yield check(store, piece)
+
+
+def read_names(folder: Path, faults: Faults) -> tuple[list[str] | None, bytes | None]:
+    """The names of the records of an LMDB folder, None if it cannot be read, and its list ``__keys__``, None if it has none."""
     try:
-        check_pages(folder / "data.mdb")
-        with LmdbReader(folder) as store:
-            return list(store.keys())
+        with _child(folder, _names) as items:
+            *batches, listed = items
+        return [name for batch in batches for name in batch], listed
     except InputError as error:
         faults.add(UNREADABLE, str(error))
-        return None
+        return None, None
+
+
+def _names(store: LmdbReader) -> Iterator[Any]:
+    """The names in batches, then the list ``__keys__``."""
+    names = store.keys()
+    for first in range(0, len(names), _NAMES_AT_ONCE):
+        yield names[first : first + _NAMES_AT_ONCE]
+    yield bytes(store.get("__keys__")) if "__keys__" in store else None
 
 
 def read_object(file: Path, faults: Faults) -> dict[str, Any] | None:
-    """A JSON object, None where it cannot be read; a key that it has twice is a fault."""
-    try:
-        contents = read_json(file)
-    except InputError as error:
-        faults.add(UNREADABLE, str(error))
-        return None
-    if not isinstance(contents, dict):
-        faults.add(UNREADABLE, f"{file}: expected a JSON object")
-        return None
+    """Read a JSON object, None if it cannot be read; a repeated key is a fault."""
 
     def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
@@ -88,15 +176,21 @@ def read_object(file: Path, faults: Faults) -> dict[str, Any] | None:
             faults.add_names(f"keys that {file.name} has more than once", (key for key in fields if times[key] > 1))
         return fields
 
+    try:
+        contents = read_json(file)
+        if not isinstance(contents, dict):
+            raise InputError(f"{file}: expected a JSON object")
+    except InputError as error:
+        faults.add(UNREADABLE, str(error))
+        return None
     json.loads(file.read_bytes(), object_pairs_hook=without_repetition)
     return contents
 
 
 def read_map(file: Path, meaning: str, fits: Callable[[Any], bool], faults: Faults) -> dict[str, Any] | None:
-    """Those entries of a JSON object whose value passes ``fits``, the others being faults; ``meaning`` says what fits."""
+    """Read those entries of a JSON object whose value passes ``fits``; others are faults, being no ``meaning``."""
     contents = read_object(file, faults)
-    if contents is None:
-        return None
-    for key in [key for key, value in contents.items() if not fits(value)]:
+    for key in [key for key, value in (contents or {}).items() if not fits(value)]:
+        assert contents is not None
         faults.add(f"entries of {file.name} that are not {meaning}", f"{short_repr(key)} has {short_repr(contents.pop(key))}")
     return contents

@@ -1,9 +1,11 @@
-"""What an inspection says of one database, or of two together, apart from how it is drawn."""
+"""What an inspection finds in one database, or in two together, and what is wrong with it."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,15 +14,58 @@ from typing import Any
 
 import numpy as np
 
-from data.inspection.faults import Faults, one_line
+MAX_EXAMPLES = 10
+_MAX_LINE = 300
+_MAX_BINS = _MAX_FIELDS = 20
 
-MOST_BINS = 20
-MOST_FIELDS = 20
+# The part of a message that differs between two faults of one kind: brackets, quotes and numbers.
+_PARTICULARS = re.compile(r"\(.*\)|\[[^\]]*\]|(['\"]).*?\1|\b\d[\d,.]*\b")
+
+
+def one_line(text: str) -> str:
+    """Shorten ``text`` to one line of printable characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text[: 2 * _MAX_LINE]).split())
+    return line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} ..."
+
+
+class Faults:
+    """Counts the faults of each kind and keeps the first ten examples, so that it stays small however much is wrong."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def add(self, kind: str, example: str) -> None:
+        """Count a fault; ``kind`` is a plural."""
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(one_line(example))
+
+    def add_names(self, kind: str, names: Iterable[str]) -> None:
+        """Count a fault for each of ``names``."""
+        for name in names:
+            self.add(kind, repr(name))
+
+    def refuse(self, name: str, reason: object) -> None:
+        """Count a record that cannot be read; reasons that differ only in numbers and names are one kind."""
+        general = _PARTICULARS.sub("...", str(reason))
+        self.add(f"records that are refused: {general}", repr(name) if general == str(reason) else f"{name!r}: {reason}")
+
+    def update(self, other: Faults) -> None:
+        """Add the faults that another process has found."""
+        for kind, examples in other.examples.items():
+            kept = self.examples.setdefault(kind, [])
+            kept += examples[: MAX_EXAMPLES - len(kept)]
+        self.counts.update(other.counts)
 
 
 @dataclass
 class Range:
-    """Smallest and largest of the numbers seen, their mean, and the share of zeros."""
+    """Minimum, maximum, mean and share of zeros of all numbers seen."""
 
     count: int = 0
     total: float = 0.0
@@ -28,16 +73,14 @@ class Range:
     high: float = -math.inf
     zeros: int = 0
 
-    def add(self, values: np.ndarray) -> None:
-        """See all of ``values``, which are finite and at least one."""
-        self.count += values.size
-        self.total += float(values.sum(dtype=np.float64))
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
-        self.zeros += values.size - int(np.count_nonzero(values))
+    @classmethod
+    def of(cls, values: np.ndarray) -> Range:
+        """That of ``values``, which are finite and not empty."""
+        zeros = values.size - int(np.count_nonzero(values))
+        return cls(values.size, float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()), zeros)
 
     def update(self, other: Range) -> None:
-        """See what another process has seen."""
+        """Add other numbers."""
         self.count, self.total, self.zeros = self.count + other.count, self.total + other.total, self.zeros + other.zeros
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
@@ -45,14 +88,32 @@ class Range:
     def mean(self) -> float:
         return self.total / self.count
 
-    @property
-    def zero_share(self) -> float:
-        return self.zeros / self.count
+
+@dataclass
+class Summary:
+    """What some records hold: how often each thing occurs, ranges of values, a first example of each thing, faults."""
+
+    counts: Counter[Any] = field(default_factory=Counter)
+    ranges: dict[str, Range] = field(default_factory=dict)
+    examples: dict[Any, Any] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+
+    def update(self, other: Summary) -> None:
+        """Add what later records hold."""
+        self.counts.update(other.counts)
+        for name, values in other.ranges.items():
+            self.ranges.setdefault(name, Range()).update(values)
+        self.examples = other.examples | self.examples
+        self.faults.update(other.faults)
+
+    def counts_of(self, thing: str) -> Counter[Any]:
+        """The counts whose keys are pairs of ``thing`` and a value, by value."""
+        return Counter({key[1]: number for key, number in self.counts.items() if key[0] == thing})
 
 
 @dataclass
 class Report:
-    """``facts`` and ``tables`` are rows of label and value; ``histogram`` is a title and how often each number occurs."""
+    """``facts`` and ``tables`` have rows of label and value; ``histogram`` is a title and how often each number occurs."""
 
     kind: str
     place: str
@@ -64,30 +125,30 @@ class Report:
 
 
 def bins(counts: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """``counts`` gathered into at most twenty bins of 1, 2, 5, 10 ... numbers: first number, last number, how many."""
+    """Group ``counts`` into at most twenty bins 1, 2, 5, 10 ... numbers wide: (first number, last number, count)."""
     low, high = min(counts), max(counts)
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
-    step = next(step for step in steps if high // step - low // step < MOST_BINS)
+    step = next(step for step in steps if high // step - low // step < _MAX_BINS)
     totals = dict.fromkeys(range(low // step, high // step + 1), 0)
     for number, times in counts.items():
         totals[number // step] += times
-    return [(place * step, place * step + step - 1, total) for place, total in totals.items()]
+    return [(index * step, index * step + step - 1, total) for index, total in totals.items()]
 
 
 def spread(counts: Mapping[int, int], each: str) -> str:
-    """Smallest, largest and mean of numbers that occur ``counts`` times; ``each`` says of what they are the number."""
+    """Minimum, maximum and mean of numbers that occur ``counts`` times; ``each`` is their unit."""
     low, high = min(counts), max(counts)
     mean = sum(number * times for number, times in counts.items()) / sum(counts.values())
     return f"{low:,} {each}" if low == high else f"{low:,} to {high:,} {each}, {mean:.1f} on average"
 
 
 def share(part: int, whole: int, things: str) -> str:
-    """How many of the ``whole`` number of ``things``."""
+    """``part`` of ``whole`` things, with the percentage."""
     return f"{part:,} of {whole:,} {things} ({part / whole:.2%})"
 
 
 def size_on_disk(files: Iterable[Path]) -> str:
-    """How much those of ``files`` that exist take together."""
+    """The total size of those ``files`` that exist."""
     size = float(sum(file.stat().st_size for file in files if file.is_file()))
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
@@ -97,11 +158,11 @@ def size_on_disk(files: Iterable[Path]) -> str:
 
 
 def table(fields: Mapping[str, Any]) -> dict[str, str]:
-    """Rows of label and value for the fields of a JSON object; the fields of short objects in it have rows of their own."""
-    rows = {}
+    """Rows of label and value for a JSON object; the fields of small objects in it have their own rows."""
+    rows: dict[str, Any] = {}
     for key, value in fields.items():
-        inner = isinstance(value, dict) and 0 < len(value) <= MOST_FIELDS
-        rows |= {f"{key}.{name}": part for name, part in value.items()} if inner else {key: value}
+        is_small = isinstance(value, dict) and 0 < len(value) <= _MAX_FIELDS
+        rows |= {f"{key}.{name}": part for name, part in value.items()} if is_small else {key: value}
     return {
         one_line(key): one_line(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for key, value in rows.items()

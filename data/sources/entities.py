@@ -1,17 +1,19 @@
-"""Flickr30k Entities (Plummer et al. 2015): captions whose phrases are marked, and the boxes of what they speak of.
+"""Read Flickr30k Entities (Plummer et al. 2015): captions with marked phrases, and the boxes of what the phrases name.
 
-A folder of them has, for each picture,
-    Sentences/<picture>.txt    a caption a line; ``[/EN#12/clothing a red hat]`` is a phrase of coreference chain 12,
-    Annotations/<picture>.xml  the boxes of the chains, or that a chain is the whole scene.
+Its folder has for each picture
+    Sentences/<picture>.txt    one caption per line; ``[/EN#12/clothing a red hat]`` is a phrase of coreference chain 12,
+    Annotations/<picture>.xml  the boxes of each chain, or that the chain is the whole scene.
 """
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
@@ -20,15 +22,14 @@ from utils.errors import InputError
 from utils.files import short_repr
 
 MAX_BYTES = 1 << 20  # of a file; those of Flickr30k have some kilobytes
-MAX_BOXES = 4096  # of a picture, each counted once for every chain it is of
-_MAX_DEPTH = 8
+MAX_BOXES = 4096  # of a picture; a box of two chains counts twice
+_MAX_ELEMENTS = 50_000  # of a picture's file
 _OPENING = re.compile(r"\[/EN#([0-9]{1,18})((?:/[^/\[\]]+)+)")
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
-_EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Phrase(NamedTuple):
-    """A marked phrase: its coreference chain, the types that its mark names, and the places of its words."""
+    """A marked phrase: its coreference chain, the types in its mark, and the positions of its words."""
 
     chain: int
     types: tuple[str, ...]
@@ -44,11 +45,11 @@ class Caption(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture's captions and chains.
+    """The annotations of a picture.
 
     Attributes:
         captions: in the file's order.
-        boxes: (boxes, 4) float64 of each chain that has one: x1, y1, x2, y2 as shares of the picture's width and height.
+        boxes: (boxes, 4) float64 for each chain that has boxes: x1, y1, x2, y2 divided by the picture's width and height.
         scenes: the chains that are marked as the scene.
     """
 
@@ -58,7 +59,7 @@ class Annotated:
 
 
 def picture_names(folder: Path) -> list[str]:
-    """What the pictures of a folder are called, sorted. Raises ``InputError`` when there is none."""
+    """The sorted names of the annotated pictures. Raises ``InputError`` if there are none."""
     sentences = folder / "Sentences"
     try:
         files = sorted(os.listdir(sentences))
@@ -73,31 +74,25 @@ def picture_names(folder: Path) -> list[str]:
 
 
 def read_annotated(folder: Path, name: str) -> Annotated:
-    """The two files of a picture. Raises ``InputError``, with the line, when one is missing, damaged or over 1 MiB."""
+    """Read the two files of a picture. Raises ``InputError``, with the line, if one is missing, damaged or over 1 MiB."""
     captions = read_sentences(folder / "Sentences" / f"{name}.txt")
     return Annotated(captions, *read_boxes(folder / "Annotations" / f"{name}.xml"))
 
 
 def read_sentences(path: Path) -> list[Caption]:
-    """The captions of a picture. Raises ``InputError`` as ``read_annotated`` does."""
-    data = _read(path)
-    try:
-        lines = data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = error.object.count(b"\n", 0, error.start) + 1  # without the mark of byte order
-        raise InputError(f"{path}: line {number}: not UTF-8 ({error.reason})") from error
+    """Read the captions of a picture. Raises ``InputError`` as ``read_annotated`` does."""
     captions = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             if line.strip():
-                captions.append(parse_caption(line))
+                captions.append(parse_caption(line.decode()))
         except ValueError as error:
             raise InputError(f"{path}: line {number}: {error}") from error
     return captions
 
 
 def parse_caption(line: str) -> Caption:
-    """Tell words from marks. Raises ``ValueError`` for a mark that is damaged, within another, or without its other end."""
+    """Separate words from marks. Raises ``ValueError`` for a mark that is damaged, nested, or lacks its other end."""
     words: list[str] = []
     phrases: list[Phrase] = []
     opening: re.Match[str] | None = None
@@ -123,105 +118,84 @@ def parse_caption(line: str) -> Caption:
 
 
 def read_boxes(path: Path) -> tuple[dict[int, np.ndarray], frozenset[int]]:
-    """``boxes`` and ``scenes`` of a picture. Raises ``InputError`` as ``read_annotated`` does.
-
-    A file with a document type is refused before anything in it is read, so there are no entities to expand or to fetch.
-    """
+    """Read ``boxes`` and ``scenes`` of a picture. Raises ``InputError`` as ``read_annotated`` does."""
     data = _read(path)
-    parser = expat.ParserCreate()
-    parser.buffer_text = True
-    events = _Events()
-    parser.StartElementHandler = events.start
-    parser.CharacterDataHandler = events.text.append
-    parser.EndElementHandler = events.end
-    parser.StartDoctypeDeclHandler = events.refuse
     try:
-        parser.Parse(data, True)
+        return _boxes_and_scenes(_parse(data))
     except expat.ExpatError as error:
         raise InputError(f"{path}: line {error.lineno}: not XML ({expat.ErrorString(error.code)})") from error
-    except (ValueError, LookupError) as error:  # LookupError: an encoding that there is not
-        raise InputError(f"{path}: line {parser.CurrentLineNumber}: {error}") from error
-    sides = np.array([events.size["width"], events.size["height"]] * 2)
-    boxes = {chain: np.array(of_chain) / sides for chain, of_chain in events.boxes.items()}
-    return boxes, frozenset(events.scenes)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
-class _Events:
-    """Gathers boxes and scenes from what the parser meets, in one pass and without a tree. Raises ``ValueError``."""
+def _parse(data: bytes) -> ElementTree.Element:
+    """The elements of an XML file, each with the attribute ``line``, where it ends, instead of its own attributes.
 
-    def __init__(self) -> None:
-        self.size: dict[str, int] = {}
-        self.boxes: dict[int, list[list[int]]] = {}
-        self.scenes: set[int] = set()
-        self.text: list[str] = []
-        self._path: list[str] = []
-        self._chains: list[int] = []
-        self._of_object: list[list[int]] = []
-        self._edges: dict[str, int] = {}
-        self._is_scene = False
-        self._boxes = 0
+    Raises ``ValueError`` for what only hostile files have; a document type before any entity in it is expanded or fetched.
+    """
+    parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
+    numbers = iter(range(_MAX_ELEMENTS))
 
-    def refuse(self, *_: object) -> None:
+    def start(tag: str, _: dict[str, str]) -> None:
+        number = next(numbers, None)
+        if number is None:
+            raise ValueError(f"more than {_MAX_ELEMENTS:,} elements")
+        if number == 0 and tag != "annotation":
+            raise ValueError(f"element {short_repr(tag)} found, expected 'annotation'")
+        builder.start(tag, {})
+
+    def end(tag: str) -> None:
+        builder.end(tag).set("line", str(parser.CurrentLineNumber))
+
+    def refuse(*_: object) -> None:
         raise ValueError("document type declared (<!DOCTYPE), expected none")
 
-    def start(self, tag: str, _: dict[str, str]) -> None:
-        if not self._path and tag != "annotation":
-            raise ValueError(f"element {short_repr(tag)} found, expected 'annotation'")
-        if len(self._path) == _MAX_DEPTH:
-            raise ValueError(f"elements within one another, expected at most {_MAX_DEPTH} deep")
-        self._path.append(tag)
-        self.text.clear()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, builder.data
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+    except (ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise ValueError(f"line {parser.CurrentLineNumber}: {error}") from error
+    return builder.close()
 
-    def end(self, tag: str) -> None:
-        parents = self._path[1:-1]
-        self._path.pop()
-        if parents == ["size"] and tag in ("width", "height"):
-            self.size[tag] = self._number(tag)
-        elif parents == ["object", "bndbox"] and tag in _EDGES:
-            self._edges[tag] = self._number(tag)
-        elif parents == ["object"]:
-            if tag == "name":
-                self._chains.append(self._number(tag))
-            elif tag == "scene":
-                self._is_scene = self._number(tag) > 0
-            elif tag == "bndbox":
-                self._end_box()
-        elif self._path and not parents and tag == "object":
-            self._end_object()
-        elif not self._path:
-            self._end_picture()
-        self.text.clear()
 
-    def _number(self, tag: str) -> int:
-        text = "".join(self.text).strip()
-        if not _NUMBER.fullmatch(text):
-            raise ValueError(f"{tag} is {short_repr(text)}, expected a whole number")
-        return int(text)
+def _boxes_and_scenes(root: ElementTree.Element) -> tuple[dict[int, np.ndarray], frozenset[int]]:
+    sides = [_whole(root, f"size/{side}") for side in ("width", "height")]
+    if min(sides) < 1:
+        raise _wrong(root, f"picture of {sides[0]} x {sides[1]} pixels, expected a positive width and height")
+    corners_of: dict[int, list[list[int]]] = {}
+    scenes: set[int] = set()
+    boxes = 0
+    for entry in root.findall("object"):
+        chains = [_whole(name) for name in entry.findall("name")]
+        corners = [_corners(box) for box in entry.findall("bndbox")]
+        boxes += len(chains) * len(corners)
+        if boxes > MAX_BOXES:
+            raise _wrong(entry, f"more than {MAX_BOXES:,} boxes of chains")
+        for chain in chains if corners else ():
+            corners_of.setdefault(chain, []).extend(corners)
+        if any(_whole(scene) > 0 for scene in entry.findall("scene")):
+            scenes.update(chains)
+    return {chain: np.array(corners) / (sides * 2) for chain, corners in corners_of.items()}, frozenset(scenes)
 
-    def _end_box(self) -> None:
-        for edge in _EDGES:
-            if edge not in self._edges:
-                raise ValueError(f"bndbox without {edge}")
-        x1, y1, x2, y2 = box = [self._edges[edge] for edge in _EDGES]
-        if x1 > x2 or y1 > y2:
-            raise ValueError(f"bndbox from {(x1, y1)} to {(x2, y2)}, expected its left upper and its right lower corner")
-        self._of_object.append(box)
-        self._edges = {}
 
-    def _end_picture(self) -> None:
-        for side in ("width", "height"):
-            if self.size.get(side, 0) < 1:
-                raise ValueError(f"{side} of the picture is {self.size.get(side, 'missing')}, expected a positive number")
+def _corners(box: ElementTree.Element) -> list[int]:
+    x1, y1, x2, y2 = corners = [_whole(box, edge) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    if x1 > x2 or y1 > y2:
+        raise _wrong(box, f"bndbox from {(x1, y1)} to {(x2, y2)}, expected its upper left and its lower right corner")
+    return corners
 
-    def _end_object(self) -> None:
-        self._boxes += len(self._chains) * len(self._of_object)
-        if self._boxes > MAX_BOXES:
-            raise ValueError(f"more than {MAX_BOXES:,} boxes of chains")
-        for chain in self._chains if self._of_object else ():
-            self.boxes.setdefault(chain, []).extend(self._of_object)
-        if self._is_scene:
-            self.scenes.update(self._chains)
-        self._chains, self._of_object, self._is_scene = [], [], False
+
+def _whole(element: ElementTree.Element, path: str = ".") -> int:
+    text = element.findtext(path, "").strip()
+    if not _NUMBER.fullmatch(text):
+        raise _wrong(element, f"{element.tag if path == '.' else path} is {short_repr(text)}, expected a whole number")
+    return int(text)
+
+
+def _wrong(element: ElementTree.Element, message: str) -> ValueError:
+    return ValueError(f"line {element.get('line')}: {message}")
 
 
 def _read(path: Path) -> bytes:

@@ -1,192 +1,129 @@
-"""The plain values in a pickle, without running the pickle: some detectors' files hold their boxes or confidences in one.
+"""Read numbers, text and numpy arrays from a pickled dict without calling anything that the pickle names.
 
-A pickle is a program for a machine with a stack. The machine here knows the instructions that numbers, text, lists, maps and
-numpy's arrays are written with, and takes the few calls among them for what numpy means by them. It imports nothing and calls
-nothing that a file names. Bounds: 4 MiB and a million instructions, which take under 0.3 GB and some seconds.
+MMF and MILVLG's extractor pickle boxes and confidences. To restrict ``pickle.Unpickler.find_class`` would not be enough: a few
+bytes can make that unpickler reserve gigabytes for its memo, or hang on a dict key of nested tuples. So this is Python's second
+unpickler, the one written in Python, which lets dicts be restricted too.
 """
 
 from __future__ import annotations
 
 import io
+import pickle
 import pickletools
-from typing import Any
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import numpy as np
 
 from data.records import plain_array, read_npy_header
+from utils.files import short_repr
 
 MAX_BYTES = 4 << 20
-MAX_INSTRUCTIONS = 1_000_000
+MAX_INSTRUCTIONS = 1_000_000  # a pickle within both limits needs less than 0.3 GB
 
-_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-_BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"}
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_INSTRUCTIONS = {
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
+    "TUPLE3", "LONG4", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+}  # fmt: skip
 _NAMES = {
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): "dtype",
-    ("_codecs", "encode"): "encode",
-    ("builtins", "bytes"): "bytes",
-    ("__builtin__", "bytes"): "bytes",
-} | {
-    (f"numpy.{core}.multiarray", name): name
-    for core in ("core", "_core")
-    for name in ("_reconstruct", "scalar")
+    ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"), ("builtins", "bytes"), ("__builtin__", "bytes"),
+    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
 }  # fmt: skip
 
 
-class _Name(str):
-    """A name out of ``_NAMES``, which a pickle's text cannot be taken for."""
+class _Call:
+    """A function that the pickle names or, with ``arguments``, a call of it and the state set afterwards: only recorded."""
+
+    __slots__ = ("arguments", "name", "state")
+
+    def __init__(self, name: str, arguments: Any = ()) -> None:
+        self.name, self.arguments = name, arguments
+        self.state: Any = ()
+
+    def __call__(self, *arguments: Any) -> _Call:
+        if len(arguments) > 3:  # more than numpy ever passes, and a million would be copied by every call
+            raise ValueError(f"calls {self.name} with {len(arguments):,} arguments")
+        return _Call(self.name, arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-class _Array:
-    """An array that the pickle announces first and fills later."""
-
-    value: Any = None
-
-
-class _Type:
-    """A dtype, of which the pickle gives the byte order later."""
-
-    def __init__(self, code: Any) -> None:
-        if not isinstance(code, str):
-            raise ValueError("has an array of no plain type")
-        self.code, self.order = code, "|"
+class _TextKeys(dict[str, Any]):
+    def __setitem__(self, key: str, value: Any) -> None:
+        if not isinstance(key, str):
+            raise ValueError(f"has a dict with a {type(key).__name__} as key, expected text")
+        super().__setitem__(key, value)
 
 
-class _Machine:
-    def __init__(self, data: bytes) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-        self.budget = len(data)  # no honest pickle unpacks to more bytes than it has
+class _Unpickler(pickle._Unpickler):
+    def find_class(self, module: str, name: str) -> _Call:
+        if (module, name) not in _NAMES:
+            raise ValueError(f"would call {short_repr(f'{module}.{name}')}, expected plain data")
+        return _Call(name)
 
-    def run(self, name: str, argument: Any) -> None:
-        """One instruction, by pickletools' name for it."""
-        stack = self.stack
-        if name in _VALUES:
-            stack.append(_VALUES[name])
-        elif name in _LITERALS:
-            stack.append(argument)
-        elif name in _BYTES:  # pickletools gives Python 2's strings as text
-            stack.append(argument if isinstance(argument, bytes) else argument.encode("latin-1"))
-        elif name in _TUPLES:
-            self._push_tuple(len(stack) - _TUPLES[name])
-        elif name == "TUPLE":
-            self._push_tuple(self.marks.pop())
-        elif name == "MARK":
-            self.marks.append(len(stack))
-        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
-            stack.append({} if name == "EMPTY_DICT" else [])
-        elif name in ("APPEND", "APPENDS"):
-            items = self._pop(self.marks.pop() if name == "APPENDS" else len(stack) - 1)
-            _expect(stack[-1], list).extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = self._pop(self.marks.pop() if name == "SETITEMS" else len(stack) - 2)
-            keys = [_expect(key, str) for key in items[::2]]
-            _expect(stack[-1], dict).update(zip(keys, items[1::2], strict=True))
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.memo[len(self.memo) if argument is None else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self.memo[argument])
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            module, named = argument.split(" ", 1) if name == "GLOBAL" else self._pop(len(stack) - 2)
-            if (_expect(module, str), _expect(named, str)) not in _NAMES:
-                raise ValueError(f"would call {module}.{named}, which is never done")
-            stack.append(_Name(_NAMES[module, named]))
-        elif name == "REDUCE":
-            called, arguments = self._pop(len(stack) - 2)
-            stack.append(self._call(_expect(called, _Name), _expect(arguments, tuple)))
-        elif name == "BUILD":
-            (state,) = self._pop(len(stack) - 1)
-            self._fill(stack[-1], _expect(state, tuple))
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"has the instruction {name}, which plain data do not need")
+    def load_empty_dictionary(self) -> None:
+        self.append(_TextKeys())  # type: ignore[attr-defined]
 
-    def _pop(self, first: int) -> list[Any]:
-        if not 0 <= first < len(self.stack) + 1:
-            raise ValueError("takes more from its stack than there is")
-        items = self.stack[first:]
-        del self.stack[first:]
-        return items
-
-    def _push_tuple(self, first: int) -> None:
-        self.stack.append(tuple(self._pop(first)))
-
-    def _spend(self, data: bytes) -> bytes:
-        self.budget -= len(data)
-        if self.budget < 0:
-            raise ValueError("unpacks to more bytes than it has")
-        return data
-
-    def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == "_reconstruct":
-            return _Array()
-        if name == "dtype":
-            return _Type(arguments[0])
-        if name == "scalar":
-            kind, data = arguments
-            _expect(kind, _Type)
-            return plain_array(kind.order + kind.code, (), self._spend(_expect(data, bytes))).item()
-        if name == "encode":  # how Python 3 writes bytes for Python 2
-            text, codec = arguments
-            if codec not in ("latin1", "latin-1"):
-                raise ValueError(f"has bytes in the code {codec!r}, expected latin1")
-            return self._spend(_expect(text, str).encode("latin-1"))
-        if name == "bytes" and not arguments:  # and the empty ones
-            return b""
-        raise ValueError(f"calls {name}, which plain data do not")
-
-    def _fill(self, target: Any, state: tuple[Any, ...]) -> None:
-        if isinstance(target, _Type):
-            if state[1] not in ("<", ">", "|", "="):
-                raise ValueError(f"has the byte order {state[1]!r}")
-            target.order = state[1]
-            return
-        _, shape, kind, by_column, data = state
-        _expect(kind, _Type)
-        if kind.code.startswith("O"):
-            # Of objects only one alone is of use: how numpy.save writes a map.
-            (target.value,) = _expect(data, list) if shape == () and isinstance(target, _Array) else ()
-            return
-        if not isinstance(shape, tuple) or not isinstance(target, _Array):
-            raise ValueError("fills what is no array")
-        shape = shape[::-1] if by_column else shape
-        array = plain_array(kind.order + kind.code, shape, self._spend(_expect(data, bytes)))
-        target.value = array.T if by_column else array
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.EMPTY_DICT[0]: load_empty_dictionary}
 
 
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise ValueError(f"has a {type(value).__name__} where a {kind.__name__} belongs")
-    return value
+def read_plain(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
+    """Those of the ``wanted`` entries that the pickled dict has: arrays, numbers, text; other values are of no use.
 
-
-def read_plain(data: bytes) -> Any:
-    """The value of a pickle, if it is plain; raises ``ValueError`` with a reason."""
+    Raises ``ValueError`` for any other pickle.
+    """
     if len(data) > MAX_BYTES:
         raise ValueError(f"has {len(data):,} bytes of pickle, expected at most {MAX_BYTES:,}")
-    machine = _Machine(data)
     try:
-        for count, (instruction, argument, _) in enumerate(pickletools.genops(io.BytesIO(data))):
+        for count, (instruction, *_) in enumerate(pickletools.genops(io.BytesIO(data))):
             if count == MAX_INSTRUCTIONS:
                 raise ValueError(f"has more than {MAX_INSTRUCTIONS:,} instructions")
-            machine.run(instruction.name, argument)
-        (value,) = machine.stack
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if instruction.name not in _INSTRUCTIONS:
+                raise ValueError(f"has the instruction {instruction.name}, which plain data do not need")
+        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        if isinstance(value, _Call):  # numpy.save puts a dict into an array of one object
+            (value,) = value.state[4]
+        if not isinstance(value, dict):
+            raise ValueError(f"has a {type(value).__name__}, expected a dict")
+        return {key: _numpy_value(value[key]) for key in wanted if key in value}
+    except Exception as error:  # a damaged pickle can fail in any way
         raise ValueError(f"is no pickle of plain data ({error or type(error).__name__})") from error
-    return _filled(value)
 
 
-def _filled(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
+def _numpy_value(value: Any) -> Any:
+    """The array, number or bytes that the recorded calls would make."""
+    if not isinstance(value, _Call):
+        return value
+    if value.name == "scalar":
+        dtype, data = value.arguments
+        return _array(dtype, (), data).item()
+    if value.name != "_reconstruct":
+        return _bytes(value)
+    _, shape, dtype, by_column, data = value.state
+    return _array(dtype, shape[::-1], data).T if by_column else _array(dtype, shape, data)
 
 
-def read_pickled_map(data: bytes) -> dict[str, Any]:
-    """The map in an ``.npy`` that ``numpy.save`` wrote of one; its arrays as they are, other things left as they came.
+def _array(dtype: _Call, shape: tuple[int, ...], data: Any) -> np.ndarray:
+    byte_order, code = dtype.state[1], dtype.arguments[0]
+    return plain_array(byte_order + code, shape, _bytes(data))
 
-    Raises ``ValueError``.
-    """
+
+def _bytes(data: Any) -> bytes:
+    if isinstance(data, _Call):  # how Python 3 writes bytes for Python 2
+        text, codec = data.arguments or ("", "latin1")
+        if data.name not in ("encode", "bytes") or codec not in ("latin1", "latin-1"):
+            raise ValueError(f"calls {data.name}, which plain data do not need")
+        return text.encode("latin-1")
+    return data
+
+
+def read_pickled_dict(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
+    """``read_plain`` of the dict in an ``.npy`` that ``numpy.save`` wrote of it. Raises ``ValueError``."""
     stream = io.BytesIO(data)
     shape, _, dtype = read_npy_header(stream)
     if shape != () or dtype.kind != "O":
-        raise ValueError(f"has shape {list(shape)} and type {dtype}, expected one pickled map")
-    return {key: _filled(value) for key, value in _expect(read_plain(stream.read()), dict).items()}
+        raise ValueError(f"has shape {list(shape)} and type {dtype}, expected one pickled dict")
+    return read_plain(stream.read(), wanted)

@@ -1,32 +1,26 @@
-"""What an ablation runs: the grid in its JSON file, multiplied out into trainings with all their options."""
+"""The grid of an ablation: read from its JSON file and expanded into trainings with all their options."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from optim.options import TrainOptions
 from utils.errors import InputError
-from utils.options import options_from, read_options, require
+from utils.options import MachineOptions, options_from, read_options, require
 
 START = "start"
-# The result does not depend on these, and all others make it another run.
+# Options that do not change a run's result; any other option names another run. This is less than what `affects_result=False`
+# covers: a training may be resumed with its databases moved or on another device, but to an ablation these are other runs. A
+# path or a precision missing from a list of exceptions would mix up results, so this list names what is safe to ignore.
 RESULT_NEUTRAL = (
-    "output_dir",
-    "resume",
-    "n_workers",
-    "pin_mem",
-    "image_cache",
-    "save_steps",
-    "keep_checkpoints",
-    "checkpointing",
+    *("output_dir", "resume", "save_steps", "keep_checkpoints"),
+    *("n_workers", "pin_mem", "image_cache", "checkpointing"),
 )
 RESERVED = ("seed", "output_dir", "resume", "test_txt_db", "test_img_db")
 
@@ -36,11 +30,11 @@ class Grid:
     """The keys of the JSON file (docs/training.md).
 
     Attributes:
-        config: a training's JSON file, whose options all runs have.
-        start: another one; its best checkpoint, made once for each seed, is what all runs of that seed start from.
-        options: options of all runs, that of ``start`` included, such as the databases; they win over both files.
-        grid: products, option → values, which win over ``options``; the runs are those of all products, the first the baseline.
-        checkpoint: which of a run's checkpoints is evaluated, that of the best validation or that of the end.
+        config: JSON file with the options of every training.
+        start: JSON file of a training whose best checkpoint all runs of a seed start from; trained once per seed.
+        options: options of all runs and of ``start``, such as the databases; they override both files.
+        grid: products, option → values, which override ``options``. The first run is the baseline.
+        checkpoint: which checkpoint of a run is evaluated: the best in validation or the last.
     """
 
     config: str = ""
@@ -61,7 +55,7 @@ class Grid:
                 "winoground_examples and winoground_img_db: one is given without the other, expected both or neither"
             )
         if len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"seeds is {list(self.seeds)}, expected different ones")
+            raise InputError(f"seeds is {list(self.seeds)}, expected distinct seeds")
         for name in ("config", "start", "test_txt_db", "test_img_db", "winoground_examples", "winoground_img_db"):
             path = getattr(self, name)
             if path and not Path(path).exists():
@@ -69,93 +63,91 @@ class Grid:
         for values in (self.options, *self.grid):
             for name in (*RESERVED, "checkpoint") if self.start else RESERVED:
                 if name in values:
-                    raise InputError(f"{name} is given among options or in grid, expected none: every run gets its own")
+                    raise InputError(f"{name} is given among options or in grid; remove it, the ablation sets it for every run")
         for values in self.grid:
             if not values or not all(values.values()):
                 raise InputError(f"grid has {json.dumps(values)}, expected options with a list of values each")
 
     def points(self) -> Iterator[dict[str, Any]]:
-        """The options in which the runs of a seed differ."""
+        """The combinations of values in ``grid``, in order."""
         for values in self.grid:
-            for chosen in product(*values.values()):
-                yield dict(zip(values, chosen, strict=True))
+            for combination in product(*values.values()):
+                yield dict(zip(values, combination, strict=True))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training, and what it starts from if that is to be made first.
+    """A training.
 
     Attributes:
         name: the same for all seeds.
-        digest: of what the result depends on.
+        digest: of the options that the result depends on.
+        start: the run whose checkpoint this one starts from, if the ablation trains that first.
     """
 
     name: str
     seed: int
-    options: TrainOptions
+    folder: Path
+    options: MachineOptions
     digest: str
     start: Run | None = None
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.options.output_dir)
 
     def __str__(self) -> str:
         return f"seed {self.seed}, {self.name}"
 
     def weights(self, which: str) -> Path:
-        """Its checkpoint ``"best"`` or ``"last"``."""
+        """The checkpoint ``"best"`` or ``"last"``."""
         return self.folder / f"ckpt/model_{which}.pt"
 
 
-def planned(grid: Grid, path: str | Path, output: Path) -> list[Run]:
-    """All trainings, seed after seed, that from which the others start first.
+def planned(grid: Grid, path: str | Path, output: Path, options_type: type[MachineOptions]) -> list[Run]:
+    """Return all trainings, seed by seed, each seed's start first.
 
-    The folder of each has its name and a digest of its options, so that other options mean another folder.
+    A run's folder is named after the run and a digest of its options, so that other options get another folder.
+
+    Args:
+        path: of the grid's file, for messages.
+        options_type: the dataclass of a training's options.
 
     Raises:
-        InputError: a value is impossible, or a run comes twice.
+        InputError: a value is impossible, or a run is listed twice.
     """
-    points = {_name(point): point for point in grid.points()}
-    twice = [name for name, count in Counter(map(_name, grid.points())).items() if count > 1]
-    if twice:
-        raise InputError(f"{path}: grid has {twice[0]} twice, expected each run once")
+    points: dict[str, dict[str, Any]] = {}
+    for point in grid.points():
+        name = ", ".join(f"{option}={_as_text(value)}" for option, value in point.items())
+        if name in points:
+            raise InputError(f"{path}: grid has {name} twice, expected each run once")
+        points[name] = point
+
+    def run(name: str, seed: int, config: str, point: dict[str, Any], start: Run | None = None) -> Run:
+        reserved = {"seed": seed, "output_dir": str(output), "resume": None, "test_txt_db": "", "test_img_db": ""}
+        if start:
+            reserved["checkpoint"] = str(start.weights("best"))
+        values = read_options(config) | grid.options | point | reserved
+        options = options_from(options_type, values, f"{path}: {name} with {config}")
+        relevant = {key: value for key, value in asdict(options).items() if key not in RESULT_NEUTRAL}
+        if start:
+            relevant["checkpoint"] = start.digest
+        digest = digest_of(relevant)
+        readable = re.sub(r"[^\w=.,+-]+", "_", name.replace(", ", ","))[:80]
+        folder = output / f"seed-{seed}" / f"{readable}-{digest}"
+        with_folder: dict[str, Any] = {"output_dir": str(folder)}
+        return Run(name, seed, folder, replace(options, **with_folder), digest, start)
+
     runs = []
     for seed in grid.seeds:
-        start = None
-        if grid.start:
-            start = _run(START, read_options(grid.start) | grid.options, seed, output, f"{path}: with {grid.start}", None)
-            runs.append(start)
-        config = read_options(grid.config) | grid.options
-        for name, point in points.items():
-            runs.append(_run(name, config | point, seed, output, f"{path}: {name} with {grid.config}", start))
+        start = run(START, seed, grid.start, {}) if grid.start else None
+        runs += [start] if start else []
+        runs += [run(name, seed, grid.config, point, start) for name, point in points.items()]
     return runs
 
 
-def _run(name: str, values: dict[str, Any], seed: int, output: Path, source: str, start: Run | None) -> Run:
-    ours = {"seed": seed, "output_dir": str(output), "resume": None, "test_txt_db": "", "test_img_db": ""}
-    if start:
-        ours["checkpoint"] = str(start.weights("best"))
-    options = options_from(TrainOptions, values | ours, source)
-    decisive = {key: value for key, value in options.to_dict().items() if key not in RESULT_NEUTRAL}
-    if start:
-        decisive["checkpoint"] = start.digest
-    digest = digest_of(decisive)
-    readable = re.sub(r"[^\w=.,+-]+", "_", name.replace(", ", ","))[:80]
-    folder = output / f"seed-{seed}" / f"{readable}-{digest}"
-    return Run(name, seed, replace(options, output_dir=str(folder)), digest, start)
-
-
 def digest_of(values: Any) -> str:
-    """Eight letters that are others for other values."""
+    """Return eight hexadecimal digits that identify JSON ``values``."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _name(point: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={_shown(value)}" for name, value in point.items())
-
-
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return "+".join(map(_shown, value)) if isinstance(value, list) else str(value)
+    return "+".join(map(_as_text, value)) if isinstance(value, list) else str(value)

@@ -1,16 +1,22 @@
-"""The numbers of an ablation: a row for each kind of run, over its seeds, and the same as Markdown, JSON and CSV."""
+"""The numbers of an ablation: one row per configuration, over its seeds, as Markdown, JSON and CSV.
+
+Intervals come from Student's t distribution, which assumes that seeds differ by about normal deviations.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from evaluation.ablation.grid import START, Run
-from evaluation.ablation.statistics import Estimate, estimate
 
+LEVEL = 0.95
 RECALLS = {
     "txt_r1": "TR R@1",
     "txt_r5": "R@5",
@@ -24,18 +30,51 @@ RECALLS = {
     "winoground_group": "group",
 }
 ALIGNMENT = "alignment_"
-Values = Mapping[Run, Mapping[str, float]]
+Metrics = Mapping[Run, Mapping[str, float]]  # of the runs that are done
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds.
+
+    Attributes:
+        values: one per seed.
+        deviation: sample standard deviation (n - 1); None for a single value.
+        interval: [low, high] that contains the mean with 95 % confidence; None for a single value.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    deviation: float | None
+    interval: tuple[float, float] | None
+
+    def excludes_zero(self) -> bool:
+        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        numbers = {"seeds": len(self.values), "mean": self.mean, "standard_deviation": self.deviation}
+        return {**numbers, "interval_95": self.interval and list(self.interval)}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of at least one value, with its spread."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(tuple(values), mean, None, None)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(student_t.ppf((1 + LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+    return Estimate(tuple(values), mean, deviation, (mean - half, mean + half))
 
 
 @dataclass
 class Row:
-    """What the runs of one name gave.
+    """The results of all runs of one name.
 
     Attributes:
-        seeds: of those runs that are done.
-        metrics: by name, the mean over these seeds.
-        differences: by name, the mean of run minus baseline over the seeds that both have, which start alike; empty for the
-            baseline itself and for what all start from.
+        seeds: of the runs that are done.
+        metrics: the mean of each metric over these seeds.
+        differences: the mean of run minus baseline over the seeds that both have; empty for the baseline and the start.
     """
 
     name: str
@@ -44,46 +83,32 @@ class Row:
     differences: dict[str, Estimate]
 
 
-def rows_of(runs: Sequence[Run], values: Values) -> list[Row]:
-    """The rows, in the order of ``runs``; ``values`` has the runs that are done."""
-    by_name, baseline = by_name_and_seed(runs, values), baseline_of(runs)
+def rows_of(runs: Sequence[Run], metrics: Metrics) -> list[Row]:
+    """Return the rows in the order of ``runs``."""
+    by_name: dict[str, dict[int, Mapping[str, float]]] = {run.name: {} for run in runs}
+    for run, of_run in metrics.items():
+        by_name[run.name][run.seed] = of_run
+    baseline_name = baseline_of(runs)
+    baseline = by_name[baseline_name]
     rows = []
-    for name, of_seeds in by_name.items():
-        paired = [] if name in (baseline, START) else [seed for seed in of_seeds if seed in by_name[baseline]]
-        rows.append(
-            Row(
-                name,
-                sorted(of_seeds),
-                _estimates(list(of_seeds.values())),
-                _estimates([_difference(of_seeds[seed], by_name[baseline][seed]) for seed in paired]),
-            )
-        )
+    for name, by_seed in by_name.items():
+        paired = [] if name in (baseline_name, START) else [seed for seed in by_seed if seed in baseline]
+        differences = [{key: by_seed[seed][key] - baseline[seed][key] for key in by_seed[seed]} for seed in paired]
+        rows.append(Row(name, sorted(by_seed), _estimates(list(by_seed.values())), _estimates(differences)))
     return rows
 
 
-def by_name_and_seed(runs: Sequence[Run], values: Values) -> dict[str, dict[int, Mapping[str, float]]]:
-    """The numbers of the runs that are done, under the names of all."""
-    found: dict[str, dict[int, Mapping[str, float]]] = {run.name: {} for run in runs}
-    for run, of_run in values.items():
-        found[run.name][run.seed] = of_run
-    return found
-
-
 def baseline_of(runs: Sequence[Run]) -> str:
-    """The name of the first that is not what others start from."""
+    """Return the name of the first run that is not a start."""
     return next(run.name for run in runs if run.name != START)
 
 
-def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
-    return {key: ours[key] - theirs[key] for key in ours}
+def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    return {key: estimate([of_run[key] for of_run in metrics]) for key in metrics[0]} if metrics else {}
 
 
-def _estimates(values: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    return {key: estimate([of_run[key] for of_run in values]) for key in values[0]} if values else {}
-
-
-def as_json(runs: Sequence[Run], rows: Sequence[Row], values: Values, failures: Mapping[Run, str]) -> dict[str, Any]:
-    """Everything: each run with its numbers, or None, and each row."""
+def as_json(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, failures: Mapping[Run, str]) -> dict[str, Any]:
+    """Return every run with its numbers, or None, and every row."""
     return {
         "baseline": baseline_of(runs),
         "runs": [
@@ -91,7 +116,7 @@ def as_json(runs: Sequence[Run], rows: Sequence[Row], values: Values, failures: 
                 "name": run.name,
                 "seed": run.seed,
                 "output_dir": str(run.folder),
-                "values": values.get(run),
+                "values": metrics.get(run),
                 "error": failures.get(run),
             }
             for run in runs
@@ -100,73 +125,65 @@ def as_json(runs: Sequence[Run], rows: Sequence[Row], values: Values, failures: 
             {
                 "name": row.name,
                 "seeds": row.seeds,
-                "metrics": {key: _estimate_as_json(value) for key, value in row.metrics.items()},
-                "differences": {key: _estimate_as_json(value) for key, value in row.differences.items()},
+                "metrics": {key: value.to_dict() for key, value in row.metrics.items()},
+                "differences": {key: value.to_dict() for key, value in row.differences.items()},
             }
             for row in rows
         ],
     }
 
 
-def _estimate_as_json(value: Estimate) -> dict[str, Any]:
-    return {
-        "seeds": value.seeds,
-        "mean": value.mean,
-        "standard_deviation": value.deviation,
-        "interval_95": value.interval and list(value.interval),
-    }
-
-
-def as_csv(runs: Sequence[Run], values: Values) -> str:
-    """A line for each run that is done."""
+def as_csv(runs: Sequence[Run], metrics: Metrics) -> str:
+    """Return one line per run that is done."""
     text = io.StringIO()
-    keys = list(next(iter(values.values()), {}))
+    keys = list(next(iter(metrics.values()), {}))
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["run", "seed", *keys])
-    writer.writerows([run.name, run.seed, *(values[run][key] for key in keys)] for run in runs if run in values)
+    writer.writerows([run.name, run.seed, *(metrics[run][key] for key in keys)] for run in runs if run in metrics)
     return text.getvalue()
 
 
-def as_markdown(runs: Sequence[Run], rows: Sequence[Row], values: Values, failures: Mapping[Run, str]) -> str:
-    """Tables of means, of their intervals and of the differences; then what is missing, and why."""
-    known = next(iter(values.values()), {})
+def as_markdown(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, failures: Mapping[Run, str]) -> str:
+    """Return tables of means, of their intervals and of the differences, then what is missing and why."""
+    known = next(iter(metrics.values()), {})
     recalls = {key: title for key, title in RECALLS.items() if key in known}
     alignments = {key: key.removeprefix(ALIGNMENT).replace("_", " ") for key in known if key.startswith(ALIGNMENT)}
-    baseline = baseline_of(runs)
+    means = [(row, row.metrics) for row in rows]
+    differences = [(row, row.differences) for row in rows if row.differences]
     parts = [
-        f"{len(values)} of {len(runs)} runs. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
+        f"{len(metrics)} of {len(runs)} runs. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
         "caption's image); alignment is the loss of matched pairs, in words (L) and regions (V).",
         "**Mean ± standard deviation over seeds**",
-        _table(rows, recalls, 100, _with_deviation),
-        _table(rows, alignments, 1, _with_deviation),
+        _table(means, recalls, 100, _with_deviation),
+        _table(means, alignments, 1, _with_deviation),
         "**95 % interval of the mean** (Student's t)",
-        _table(rows, recalls, 100, _interval),
-        _table(rows, alignments, 1, _interval),
-        f"**Difference to {baseline}**, paired by seed, with its 95 % interval; \\* where that excludes 0. Among many, one in "
-        "twenty does so by chance.",
-        _table([row for row in rows if row.differences], recalls, 100, _with_interval, differences=True),
-        _table([row for row in rows if row.differences], alignments, 1, _with_interval, differences=True),
+        _table(means, recalls, 100, _interval),
+        _table(means, alignments, 1, _interval),
+        f"**Difference to {baseline_of(runs)}**, paired by seed, with its 95 % interval; \\* where that excludes 0. Among "
+        "many, one in twenty does so by chance.",
+        _table(differences, recalls, 100, _with_interval),
+        _table(differences, alignments, 1, _with_interval),
     ]
-    missing = [f"- {run}: {failures.get(run, 'not run')}" for run in runs if run not in values]
+    missing = [f"- {run}: {failures.get(run, 'not run')}" for run in runs if run not in metrics]
     if missing:
         parts += ["**Missing**", "\n".join(missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+Lines = Sequence[tuple[Row, Mapping[str, Estimate]]]
 Cell = Callable[[Estimate, float, int], str]
 
 
-def _table(rows: Sequence[Row], columns: Mapping[str, str], scale: int, cell: Cell, *, differences: bool = False) -> str:
-    if not (rows and columns):
+def _table(lines: Lines, columns: Mapping[str, str], scale: int, cell: Cell) -> str:
+    if not (lines and columns):
         return ""
     digits = 2 if scale == 100 else 4
-    lines = [f"| run | seeds | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
-    for row in rows:
-        estimates = row.differences if differences else row.metrics
+    table = [f"| run | seeds | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
+    for row, estimates in lines:
         cells = [cell(estimates[key], scale, digits) if key in estimates else "–" for key in columns]
-        count = next(iter(estimates.values())).seeds if estimates else 0
-        lines.append(f"| {row.name} | {count} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        count = len(next(iter(estimates.values())).values) if estimates else 0
+        table.append(f"| {row.name} | {count} | {' | '.join(cells)} |")
+    return "\n".join(table)
 
 
 def _with_deviation(value: Estimate, scale: float, digits: int) -> str:

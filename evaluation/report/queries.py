@@ -1,78 +1,157 @@
-"""The hardest queries, and what each run answered to them."""
+"""The hardest queries: what each run answered to them, their captions, and the attention of the pairs.
+
+Shapes: L words, K regions, C candidates. Texts and images are indices into the text database's ``ids`` and ``images``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
+from data.image_db import ImageDatabase
+from data.text_db import Text, TextDatabase
+from data.tokenizer import WordPieceTokenizer, load_tokenizer
 from evaluation.recall import UNRANKED
-from evaluation.report.runs import Run, Way, read_matrix
+from evaluation.report.runs import DIRECTIONS, Direction, Run, read_matrix
+from evaluation.retriever import Retriever
+from utils.errors import InputError
+from utils.files import sha256
+from utils.logging import progress_bar
 
 TOP = 5
-WAYS: tuple[Way, ...] = ("img", "txt")
+Pair = tuple[int, int]  # text, image
 
 
 class Answer(NamedTuple):
-    """A candidate (its place among the texts or images), its rank from 1, its score, and whether it is a positive."""
+    """A candidate, its rank from 1, its score, and whether it is a positive."""
 
-    place: int
+    candidate: int
     rank: int
     score: float
     right: bool
 
 
 class HardQuery(NamedTuple):
-    """A query (its place), by run the rank from 1 of its best positive if that was scored, and by run the best answers."""
+    """A query; per run, the rank from 1 of its best positive, None if that was not scored; per run, the best answers."""
 
-    place: int
+    query: int
     ranks: list[int | None]
     answers: list[list[Answer]]
 
+    def pairs(self, direction: Direction, run: int) -> list[Pair]:
+        """The (text, image) pairs of the answers of a run."""
+        query, candidates = self.query, [answer.candidate for answer in self.answers[run]]
+        return [(query, image) for image in candidates] if direction == "img" else [(text, query) for text in candidates]
 
-def hardest_queries(runs: Sequence[Run], image_of: np.ndarray, count: int) -> dict[Way, list[HardQuery]]:
-    """By way, the ``count`` queries whose positives rank lowest on the mean of the runs, lowest first.
 
-    A positive that was not scored counts as behind everything.
+def hardest_queries(runs: Sequence[Run], image_of: np.ndarray, count: int) -> dict[Direction, list[HardQuery]]:
+    """Return, by direction, the ``count`` queries whose positives have the worst mean rank over the runs, worst first.
+
+    A positive that was not scored ranks behind all candidates.
     """
     candidates = {"img": int(image_of.max()) + 1, "txt": len(image_of)}
-    ranks = {way: [np.minimum(run.ranks[way], candidates[way]) for run in runs] for way in WAYS}
-    places = {way: hardest(np.mean(ranks[way], axis=0), count) for way in WAYS}
-    answers: dict[Way, list[list[list[Answer]]]] = {"img": [], "txt": []}  # way, run, query
+    queries: dict[Direction, list[HardQuery]] = {}
+    for direction in DIRECTIONS:
+        mean = np.mean([np.minimum(run.ranks[direction], candidates[direction]) for run in runs], axis=0)
+        queries[direction] = [HardQuery(query, [], []) for query in np.argsort(-mean, kind="stable")[:count].tolist()]
     for run in runs:
         scores = read_matrix(run)
-        images = np.arange(scores.shape[1])
-        answers["img"].append([best_answers(scores[place], images == image_of[place]) for place in places["img"]])
-        answers["txt"].append([best_answers(scores[:, place], image_of == place) for place in places["txt"]])
-    return {
-        way: [
-            HardQuery(place, [rank_from_1(run.ranks[way][place]) for run in runs], of_runs)
-            for place, *of_runs in zip(places[way], *answers[way], strict=True)
-        ]
-        for way in WAYS
-    }
-
-
-def rank_from_1(rank: int) -> int | None:
-    """A rank as people count, None if there is none."""
-    return None if rank == UNRANKED else int(rank) + 1
-
-
-def hardest(mean_ranks: np.ndarray, count: int) -> list[int]:
-    """Places of the largest, equal ones in their order."""
-    places: list[int] = np.argsort(-mean_ranks, kind="stable")[:count].tolist()
-    return places
+        for direction in DIRECTIONS:
+            for query, ranks, answers in queries[direction]:
+                rank = int(run.ranks[direction][query])
+                ranks.append(None if rank == UNRANKED else rank + 1)
+                if direction == "img":
+                    answers.append(best_answers(scores[query], np.arange(scores.shape[1]) == image_of[query]))
+                else:
+                    answers.append(best_answers(scores[:, query], image_of == query))
+    return queries
 
 
 def best_answers(scores: np.ndarray, positives: np.ndarray) -> list[Answer]:
-    """The ``TOP`` best of the candidates (C,), and after them the best positive if it is not among these.
+    """Return the ``TOP`` best of the candidates (C,), followed by the best positive if it is not among them.
 
-    Of equal scores, positives come last, as ``evaluation.recall`` counts them. What was not scored is left out.
+    Positives come last among equal scores, as ``evaluation.recall`` counts them. Candidates that were not scored are left out.
     """
     order = np.lexsort((positives, -scores))[: int((scores > -np.inf).sum())]
-    wanted = {*range(min(TOP, len(order))), *np.flatnonzero(positives[order])[:1].tolist()}
-    return [
-        Answer(int(order[place]), place + 1, float(scores[order[place]]), bool(positives[order[place]]))
-        for place in sorted(wanted)
-    ]
+    chosen = {*range(min(TOP, len(order))), *np.flatnonzero(positives[order])[:1].tolist()}
+    return [Answer(int(order[i]), i + 1, float(scores[order[i]]), bool(positives[order[i]])) for i in sorted(chosen)]
+
+
+class Captions:
+    """Captions by the index of their text: the ``raw`` or ``sentence`` of the record, or else its word pieces."""
+
+    def __init__(self, text_db: TextDatabase) -> None:
+        self._text_db = text_db
+        self._first_of = np.unique(text_db.image_of, return_index=True)[1]  # (I,), the first text of each image
+
+    @cached_property
+    def _tokenizer(self) -> WordPieceTokenizer | None:
+        try:
+            tokenizer = load_tokenizer()
+        except InputError:  # the package with the vocabulary is not installed
+            return None
+        return tokenizer if len(tokenizer.pieces) == self._text_db.vocab_size else None
+
+    def __getitem__(self, index: int) -> str:
+        return self.of(self._text_db[self._text_db.ids[index]])
+
+    def of_image(self, index: int) -> str:
+        """Return the first caption of an image."""
+        return self[self._first_of[index]]
+
+    def of(self, text: Text) -> str:
+        """Return the caption of ``text``; the ids of its word pieces if nothing else is known."""
+        caption = text.caption
+        if caption is None:
+            ids = text.input_ids.tolist()
+            caption = self._tokenizer.decode(ids) if self._tokenizer else " ".join(map(str, ids))
+        return displayable(caption)
+
+
+def displayable(text: str) -> str:
+    """Return ``text`` with a question mark for each half of a surrogate pair, which UTF-8 cannot encode."""
+    return text.encode(errors="replace").decode()
+
+
+class WordAttention(NamedTuple):
+    """A_LV of the last layer, averaged over heads.
+
+    Attributes:
+        words: L word pieces.
+        boxes: K corners x1, y1, x2, y2, in thousandths of the picture.
+        weights: L rows of K, in ten-thousandths; each row sums to 10,000 up to rounding.
+    """
+
+    words: list[str]
+    boxes: list[list[int]]
+    weights: list[list[int]]
+
+
+def word_attention(run: Run, pairs: Collection[Pair], text_db: TextDatabase) -> tuple[Mapping[Pair, WordAttention], str]:
+    """Compute the attention of ``pairs`` with the checkpoint of ``run``. If that fails, return no attention and the reason."""
+    options = run.provenance.options
+    try:
+        if sha256(options.checkpoint) != run.provenance.checkpoint_sha256:
+            return {}, f"{options.checkpoint} has changed since"
+    except OSError as error:
+        return {}, f"{options.checkpoint} cannot be read ({error.strerror})"
+    try:
+        retriever = Retriever.from_checkpoint(options.checkpoint, options.architecture)
+        if len(retriever.tokenizer.pieces) != text_db.vocab_size:
+            return {}, f"{text_db.path} has another vocabulary than {retriever.tokenizer.name}"
+        maps, last = {}, [retriever.config.num_hidden_layers - 1]
+        with closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)) as image_db:
+            for text, image in progress_bar(True, iterable=sorted(pairs), desc=f"attention, {run.name}", unit="pair"):
+                attention = retriever.attention(text_db[text_db.ids[text]], image_db[text_db.images[image]], layers=last)
+                maps[text, image] = WordAttention(
+                    [displayable(piece) for piece in attention.pieces],
+                    (1000 * attention.image.boxes[:, :4]).round().astype(int).tolist(),
+                    (10_000 * attention.blocks().LV.exp()).round().int().tolist(),
+                )
+    except InputError as error:
+        return {}, str(error)
+    return maps, ""

@@ -1,4 +1,4 @@
-"""The output folders of ``inf_itm.py``, checked against each other and against the texts that they scored.
+"""Evaluations to report on: output folders of ``inf_itm.py``, checked against each other and their texts, and compared.
 
 Shapes: T texts, I images. ``img`` is image retrieval, whose queries are the texts; ``txt`` is text retrieval for the images.
 """
@@ -10,22 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from data.text_db import TextDatabase
+from evaluation.analysis import Bootstrap, interval
 from evaluation.options import InferenceOptions
-from evaluation.recall import ROWS_AT_A_TIME, positive_scores, ranks, recalls
+from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from utils.errors import InputError
 from utils.files import read_json, short_repr
 
-Way = Literal["img", "txt"]
+Direction = Literal["img", "txt"]
+DIRECTIONS: tuple[Direction, ...] = ("img", "txt")
+COLUMNS = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean")
 
 
 class Provenance(msgspec.Struct):
-    """Of the provenance in ``scores.json``, what a report needs or shows."""
+    """The part of the provenance in ``scores.json`` that a report needs."""
 
     options: InferenceOptions
     checkpoint_sha256: str
@@ -35,20 +38,20 @@ class Provenance(msgspec.Struct):
 
 
 class Analysis(msgspec.Struct):
-    """Of ``evaluation.analysis.analyse``, what a report shows: intervals by the names of the recalls."""
+    """The part of ``evaluation.analysis.analyse`` that a report shows: intervals by the names of the recalls."""
 
     interval_95: dict[str, list[float | None] | None]
 
 
 class Results(msgspec.Struct):
-    """``scores.json``, but for the recalls."""
+    """``scores.json``, except for the recalls."""
 
     provenance: Provenance
     analysis: Analysis | None = None
 
 
 class Extremes(NamedTuple):
-    """The scores of each query's best positive and of its best negative; -inf where none was scored."""
+    """The scores of each query's best positive and of its hardest negative; -inf where none was scored."""
 
     positives: np.ndarray
     negatives: np.ndarray
@@ -59,11 +62,11 @@ class Run:
     """One evaluation.
 
     Attributes:
-        recalls: the nine.
-        intervals: of recalls by their names, [low, high], where ``scores.json`` has them.
-        pairs: how many were scored.
-        ranks: by way, of each query, from 0, as in ``evaluation.recall``.
-        extremes: by way.
+        recalls: the nine of ``evaluation.recall.recalls``.
+        intervals: [low, high] by the names of the recalls, where ``scores.json`` has them.
+        pairs: number of pairs scored.
+        ranks: by direction, the rank of each query, from 0, as in ``evaluation.recall``.
+        extremes: by direction.
     """
 
     name: str
@@ -72,43 +75,56 @@ class Run:
     intervals: dict[str, list[float | None] | None]
     provenance: Provenance
     pairs: int
-    ranks: dict[Way, np.ndarray]
-    extremes: dict[Way, Extremes]
+    ranks: dict[Direction, np.ndarray]
+    extremes: dict[Direction, Extremes]
 
 
 def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
-    """The runs in ``folders`` and the text database that the first of them names. Holds one score matrix at a time.
+    """Read the runs in ``folders``, and open the text database that the first one names. Holds one score matrix at a time.
 
     Raises:
-        InputError: a file is missing or damaged, runs are of other texts or images than the first, or recalls in
+        InputError: a file is missing or damaged, runs have other texts or images than the first, or the recalls in
             ``scores.json`` are not those of ``scores.npz``.
     """
-    names, first, text_db, runs = run_names(folders), folders[0], None, []
+    names = run_names(folders)
+    text_db: TextDatabase | None = None
+    runs: list[Run] = []
     for name, folder in zip(names, folders, strict=True):
-        saved = read_json(folder / "scores.json")
-        results = _results(folder / "scores.json", saved)
+        file = folder / "scores.json"
+        saved = read_json(file)
+        try:
+            results = msgspec.convert(saved, Results)
+        except msgspec.ValidationError as error:
+            raise InputError(f"{file}: {error}; expected the scores.json of inf_itm.py") from error
         text_db = text_db or TextDatabase(results.provenance.options.txt_db)
-        scores, ids = _read_scores(folder / "scores.npz")
-        for kind, expected in (("txt_ids", text_db.ids), ("img_ids", text_db.images)):
-            if ids[kind] != list(expected):
-                raise InputError(_difference(folder, kind, ids[kind], list(expected), text_db if folder == first else first))
+        scores, ids = _read_scores(folder)
+        reference = folders[0] if runs else text_db.path
+        _check_ids(folder, "txt_ids", ids["txt_ids"], text_db.ids, reference)
+        _check_ids(folder, "img_ids", ids["img_ids"], text_db.images, reference)
         found = ranks(scores, text_db.image_of)
         measured = recalls(found)
         for key, value in measured.items():
             if saved.get(key) != value:
                 given = f"{key} is {short_repr(saved.get(key))}, scores.npz and {text_db.path} give {value}"
-                raise InputError(f"{folder / 'scores.json'}: {given}; expected files of one evaluation")
-        intervals = results.analysis.interval_95 if results.analysis else {}
-        by_way: dict[Way, np.ndarray] = {"img": found.img, "txt": found.txt}
-        extremes = _extremes(scores, text_db.image_of)
-        pairs = int(np.isfinite(scores).sum())
-        runs.append(Run(name, folder, measured, intervals, results.provenance, pairs, by_way, extremes))
+                raise InputError(f"{file}: {given}; expected files of one evaluation")
+        runs.append(
+            Run(
+                name,
+                folder,
+                measured,
+                results.analysis.interval_95 if results.analysis else {},
+                results.provenance,
+                pairs=int(np.isfinite(scores).sum()),
+                ranks={"img": found.img, "txt": found.txt},
+                extremes=_extremes(scores, text_db.image_of),
+            )
+        )
     assert text_db is not None
     return text_db, runs
 
 
 def run_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many of the folders above as it takes to tell them apart."""
+    """Return the folders' own names, with as many parent folders as it takes to tell them apart."""
     paths = [folder.resolve() for folder in folders]
     for number, path in enumerate(paths):
         if path in paths[:number]:
@@ -118,18 +134,12 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_matrix(run: Run) -> np.ndarray:
-    """The scores (T, I) of a run that ``read_runs`` has checked."""
-    return _read_scores(run.folder / "scores.npz")[0]
+    """Read the scores (T, I) of a run that ``read_runs`` has checked."""
+    return _read_scores(run.folder)[0]
 
 
-def _results(file: Path, saved: Any) -> Results:
-    try:
-        return msgspec.convert(saved, Results)
-    except msgspec.ValidationError as error:
-        raise InputError(f"{file}: {error}; expected the scores.json of inf_itm.py") from error
-
-
-def _read_scores(file: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
+def _read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
+    file = folder / "scores.npz"
     try:
         with np.load(file, allow_pickle=False) as archive:
             scores, ids = archive["scores"], {kind: archive[kind].tolist() for kind in ("txt_ids", "img_ids")}
@@ -140,23 +150,22 @@ def _read_scores(file: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
     expected = (len(ids["txt_ids"]), len(ids["img_ids"]))
     if scores.shape != expected or scores.dtype != np.float32:
         raise InputError(f"{file}: scores is {scores.dtype} {list(scores.shape)}, expected float32 {list(expected)}")
-    if not (scores.sum(axis=1) < np.inf).all():  # -inf stands where a pair was not scored
+    if not (scores.sum(axis=1) < np.inf).all():  # -inf marks pairs that were not scored
         raise InputError(f"{file}: scores has NaN or infinity, expected numbers")
     return scores, ids
 
 
-def _difference(folder: Path, kind: str, ids: list[str], expected: list[str], of: TextDatabase | Path) -> str:
-    """What to say where ``ids`` are not ``expected``."""
-    things = "texts" if kind == "txt_ids" else "images"
-    other = of.path if isinstance(of, TextDatabase) else of
+def _check_ids(folder: Path, kind: str, ids: Sequence[str], expected: Sequence[str], reference: Path) -> None:
+    file, things = folder / "scores.npz", "texts" if kind == "txt_ids" else "images"
     if len(ids) != len(expected):
-        return f"{folder / 'scores.npz'}: has {len(ids):,} {things}, {other} has {len(expected):,}; expected the same"
-    place = next(place for place, (one, another) in enumerate(zip(ids, expected, strict=True)) if one != another)
-    told = f"{kind}[{place}] is {short_repr(ids[place])}, in {other} {short_repr(expected[place])}"
-    return f"{folder / 'scores.npz'}: {told}; expected the same {things} in the same order"
+        raise InputError(f"{file}: has {len(ids):,} {things}, {reference} has {len(expected):,}; expected the same")
+    for index, (one, other) in enumerate(zip(ids, expected, strict=True)):
+        if one != other:
+            difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
+            raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
 
 
-def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Way, Extremes]:
+def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extremes]:
     texts, images = scores.shape
     own, best = positive_scores(scores, image_of)
     hard_images, hard_texts = np.empty(texts, np.float32), np.full(images, -np.inf, np.float32)
@@ -167,3 +176,54 @@ def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Way, Extremes]:
         hard_images[rows] = negatives.max(axis=1)
         np.maximum(hard_texts, negatives.max(axis=0), out=hard_texts)
     return {"img": Extremes(own, hard_images), "txt": Extremes(best, hard_texts)}
+
+
+class Cell(NamedTuple):
+    """A recall in the table of all runs; each of the others may be missing.
+
+    Attributes:
+        difference: to the first run's.
+        difference_interval: 95 % interval of the difference, from resampled images.
+        best: whether no run has a higher recall and some run has a lower one.
+    """
+
+    value: float
+    interval: list[float | None] | None
+    difference: float | None
+    difference_interval: list[float] | None
+    best: bool
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the difference excludes zero."""
+        bounds = self.difference_interval
+        return bounds is not None and (bounds[0] > 0 or bounds[1] < 0)
+
+
+def compare(runs: Sequence[Run], image_of: np.ndarray) -> list[dict[str, Cell]]:
+    """Return the cells of each run by column. All runs are resampled alike, so that what they have in common cancels."""
+    first = runs[0]
+    bootstrap = Bootstrap(int(image_of.max()) + 1)
+    rows = []
+    for run in runs:
+        bounds = {} if run is first else _difference_intervals(run, first, image_of, bootstrap)
+        row = {}
+        for key in COLUMNS:
+            value, values = run.recalls[key], [other.recalls[key] for other in runs]
+            difference = None if run is first else value - first.recalls[key]
+            row[key] = Cell(value, run.intervals.get(key), difference, bounds.get(key), min(values) < value == max(values))
+        rows.append(row)
+    return rows
+
+
+def _difference_intervals(run: Run, first: Run, image_of: np.ndarray, bootstrap: Bootstrap) -> dict[str, list[float]]:
+    cluster_of: dict[Direction, np.ndarray] = {"img": image_of, "txt": np.arange(image_of.max() + 1)}
+    if len(cluster_of["txt"]) < 2:  # a single image has no spread
+        return {}
+    means = {}
+    for direction in DIRECTIONS:
+        for cutoff in CUTOFFS:
+            differences = (run.ranks[direction] < cutoff).astype(float) - (first.ranks[direction] < cutoff)
+            means[f"{direction}_r{cutoff}"] = bootstrap.means(differences, cluster_of[direction])
+    means["r_mean"] = np.mean(list(means.values()), axis=0)
+    return {key: interval(of_resamples) for key, of_resamples in means.items()}

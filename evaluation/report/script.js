@@ -6,9 +6,9 @@ for (const list of document.querySelectorAll("[role=listbox]")) {
   let chosen = 0;
   const choose = (number) => {
     const target = Math.max(0, Math.min(options.length - 1, number));
-    for (const [place, hide] of [[chosen, true], [target, false]]) {
-      options[place].setAttribute("aria-selected", String(!hide));
-      document.getElementById(options[place].dataset.panel).hidden = hide;
+    for (const [index, hide] of [[chosen, true], [target, false]]) {
+      options[index].setAttribute("aria-selected", String(!hide));
+      document.getElementById(options[index].dataset.panel).hidden = hide;
     }
     chosen = target;
     list.setAttribute("aria-activedescendant", options[target].id);
@@ -45,9 +45,9 @@ function drawStage(stage, pair) {
   if (pair.picture) canvas.append(svg("image", { href: pair.picture, width, height }));
   stage.replaceChildren(canvas);
   const regions = (pair.attention?.boxes ?? []).map(([x1, y1, x2, y2], number) => {
-    const place = { x: (x1 / 1000) * width, y: (y1 / 1000) * height };
-    const box = svg("rect", { ...place, class: "region", width: ((x2 - x1) / 1000) * width, height: ((y2 - y1) / 1000) * height });
-    const tag = svg("text", { x: place.x + 3, y: place.y + 13, class: "tag" });
+    const corner = { x: (x1 / 1000) * width, y: (y1 / 1000) * height };
+    const box = svg("rect", { ...corner, class: "region", width: ((x2 - x1) / 1000) * width, height: ((y2 - y1) / 1000) * height });
+    const tag = svg("text", { x: corner.x + 3, y: corner.y + 13, class: "tag" });
     tag.textContent = number;
     canvas.append(box);
     return { box, tag };

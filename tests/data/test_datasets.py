@@ -2,72 +2,82 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from data.batch import AnchorBatch
-from data.datasets import BlockDataset, HardNegativeDataset, draw_others
+from data.datasets import Anchor, BlockDataset, HardNegativeDataset, draw_others, read_neighbours
+from data.image_cache import ImageCache
 from data.loader import Loader
 from data.split import RetrievalSplit
-from tests.conftest import CPU, Golden
+from tests.conftest import BUNDLED, CPU
 from utils.errors import InputError
 
-
-def task_of(bundled: Golden, max_txt_len: int = -1, **changes: int) -> HardNegativeDataset:
-    settings = {"negative_size": 23, "micro_steps": 400, "seed": 1} | changes
-    return HardNegativeDataset([bundled.source(max_txt_len)], **settings)  # type: ignore[arg-type]
+ANCHORS = get_args(Anchor)
 
 
-def test_candidates_are_one_positive_and_different_negatives(bundled: Golden) -> None:
-    task = task_of(bundled)
-    source = bundled.source()
-    image_of = {text_id: source.image_names[image] for text_id, image in zip(source.text_db.ids, source.image_of, strict=True)}
+@pytest.fixture(scope="module")
+def split() -> RetrievalSplit:
+    """40 images with five texts each."""
+    return BUNDLED.source()
+
+
+def dataset_of(*splits: RetrievalSplit, **changes: Any) -> HardNegativeDataset:
+    return HardNegativeDataset(splits, **{"negative_size": 23, "micro_steps": 400, "seed": 1, **changes})
+
+
+def texts_by_image(split: RetrievalSplit) -> dict[str, list[str]]:
+    names = [split.image_names[image] for image in split.image_of]
+    return {image: [text for text, name in zip(split.text_db.ids, names, strict=True) if name == image] for image in names}
+
+
+def test_candidates_are_one_positive_and_different_negatives(split: RetrievalSplit) -> None:
+    dataset, texts_of = dataset_of(split), texts_by_image(split)
     for step in range(50):
-        for anchor in ("image", "text"):
-            (_, text_id, name), *negatives = task.candidates(anchor, step)  # type: ignore[arg-type]
-            assert image_of[text_id] == name
-            assert len(set(negatives)) == 23
-            for _, other_text, other_name in negatives:
-                if anchor == "image":
-                    assert other_name == name
-                    assert image_of[other_text] != name
-                else:
-                    assert other_text == text_id
-                    assert other_name != name
+        (_, text_id, name), *negatives = dataset.candidates("image", step)
+        assert text_id in texts_of[name]
+        assert len({other for _, other, _ in negatives} - set(texts_of[name])) == 23
+        assert {image for _, _, image in negatives} == {name}
+        (_, text_id, name), *negatives = dataset.candidates("text", step)
+        assert text_id in texts_of[name]
+        assert len({image for _, _, image in negatives} - {name}) == 23
+        assert {other for _, other, _ in negatives} == {text_id}
 
 
-@pytest.mark.parametrize("anchor", ["image", "text"])
-def test_each_epoch_is_a_shuffle_of_its_own(bundled: Golden, anchor: str) -> None:
-    task = task_of(bundled)
-    drawn = [task.candidates(anchor, step)[0][1] for step in range(400)]  # type: ignore[arg-type]
-    assert sorted(drawn[:200]) == sorted(drawn[200:]) == sorted(task.sources[0].text_db.ids)
-    assert drawn[:200] != drawn[200:]
+def test_each_epoch_and_each_kind_of_half_is_a_shuffle_of_its_own(split: RetrievalSplit) -> None:
+    dataset = dataset_of(split)
+    drawn = [[dataset.candidates(anchor, step)[0][1] for step in range(400)] for anchor in ANCHORS]
+    epochs = [texts[first : first + 200] for texts in drawn for first in (0, 200)]
+    assert all(sorted(texts) == sorted(split.text_db.ids) for texts in epochs)
+    assert len(set(map(tuple, epochs))) == 4
 
 
-def test_the_two_halves_walk_through_different_shuffles(bundled: Golden) -> None:
-    task = task_of(bundled)
-    assert [task.candidates("image", s)[0][1] for s in range(200)] != [task.candidates("text", s)[0][1] for s in range(200)]
+def test_ranks_divide_the_texts(split: RetrievalSplit) -> None:
+    datasets = [dataset_of(split, rank=rank, world_size=3) for rank in range(3)]
+    shards = [{split.text_db.ids[index] for index in dataset.texts[0]} for dataset in datasets]
+    assert sorted(text for shard in shards for text in shard) == sorted(split.text_db.ids)
+    assert {text for step in range(20) for _, text, _ in datasets[1].candidates("image", step)} <= shards[1]
+    assert datasets[0].candidates("text", 0) != datasets[1].candidates("text", 0)
 
 
-def test_workers_share_the_texts_out(bundled: Golden) -> None:
-    tasks = [task_of(bundled, rank=rank, world_size=3) for rank in range(3)]
-    parts = [[task.sources[0].text_db.ids[place] for place in task.texts[0]] for task in tasks]
-    assert sorted(text for part in parts for text in part) == sorted(bundled.source().text_db.ids)
-    mine = set(parts[1])
-    assert all(text in mine for _, text, _ in tasks[1].candidates("image", 0))
-    assert tasks[0].candidates("text", 0) != tasks[1].candidates("text", 0)
+def test_fingerprints_are_those_of_earlier_versions(split: RetrievalSplit) -> None:
+    """Saved training states and partial evaluations are compared with them."""
+    assert split.fingerprint() == {
+        "txt_db": "2a22f9722f375566db9f013704e7afb44b735e7004a3ab1ea3b51412871a6a4e",
+        "img_db": "d5af3f61393c1b9ce4b2646af223e1e24769e5ce44b0d96e7c049434d0b188ca",
+    }
 
 
-def test_sampling_is_a_function_of_seed_and_step(bundled: Golden) -> None:
-    def names(seed: int) -> list[tuple[str, str]]:
-        return [(text, image) for _, text, image in task_of(bundled, seed=seed).candidates("text", 7)]
-
-    assert names(1) == names(1)
-    assert names(1) != names(2)
+def test_sampling_is_a_function_of_seed_and_step(split: RetrievalSplit) -> None:
+    assert dataset_of(split).candidates("text", 7) == dataset_of(split).candidates("text", 7)
+    assert dataset_of(split).candidates("text", 7) != dataset_of(split, seed=2).candidates("text", 7)
 
 
 def test_negatives_are_uniform() -> None:
@@ -78,79 +88,155 @@ def test_negatives_are_uniform() -> None:
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
 
 
-def test_each_example_stays_within_its_own_database(bundled: Golden) -> None:
-    sources = [bundled.source(), bundled.source()]
-    task = HardNegativeDataset(sources, negative_size=5, micro_steps=400, micro_steps_per_pass=4)
-    seen = Counter()
-    for step in range(400):
-        candidates = task.candidates("text", step)
-        assert len({source for source, _, _ in candidates}) == 1
-        seen[sources.index(candidates[0][0])] += 1
-    assert seen == {0: 200, 1: 200}
-    assert task[0].batch.pairs.shape == (24, 2)
+def test_each_example_stays_within_its_own_split(split: RetrievalSplit) -> None:
+    splits = [split, BUNDLED.source()]
+    dataset = dataset_of(*splits, negative_size=5, micro_steps_per_pass=4)
+    drawn = [{example[0] for example in dataset.candidates("text", step)} for step in range(400)]
+    assert Counter(frozenset(map(splits.index, seen)) for seen in drawn) == {frozenset({0}): 200, frozenset({1}): 200}
+    assert dataset[0].batch.pairs.shape == (24, 2)
 
 
-def test_long_texts_are_left_out_of_training(bundled: Golden) -> None:
-    lengths = bundled.source().text_db.lengths
-    task = task_of(bundled, max_txt_len=20)
-    assert task.texts[0].tolist() == [place for place, length in enumerate(lengths) if length <= 20]
-    assert 0 < len(task.texts[0]) < len(lengths)
+def test_long_texts_are_left_out_of_training() -> None:
+    split = BUNDLED.source(max_txt_len=20)
+    lengths = split.text_db.lengths
+    assert dataset_of(split).texts[0].tolist() == [index for index, length in enumerate(lengths) if length <= 20]
+    assert 0 < len(split.texts) < len(lengths)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_number_of_loader_workers_changes_nothing(bundled: Golden, workers: int) -> None:
-    task = task_of(bundled, micro_steps=4, micro_steps_per_pass=2)
-    halves = list(Loader(CPU, workers)(task))
+def test_the_number_of_workers_changes_nothing(split: RetrievalSplit, workers: int) -> None:
+    dataset = dataset_of(split, micro_steps=4, micro_steps_per_pass=2)
+    halves = list(Loader(CPU, workers)(dataset))
     assert [half.anchor for half in halves] == ["image", "text"] * 2
-    for number, half in enumerate(halves):
-        expected = task[number]
+    for index, half in enumerate(halves):
+        expected = dataset[index]
         assert isinstance(half, AnchorBatch)
         assert half.batch.text_ids == expected.batch.text_ids
         assert torch.equal(half.batch.features.rows, expected.batch.features.rows)
         assert torch.equal(half.batch.pairs, expected.batch.pairs)
 
 
-def test_blocks_cover_the_split_in_order(bundled: Golden) -> None:
-    source = bundled.source()
-    texts = [text for batch in Loader(CPU, 1)(BlockDataset(source, "texts", 7)) for text in batch.text_ids]
-    images = [name for batch in Loader(CPU)(BlockDataset(source, "images", 400)) for name in batch.image_names]
-    assert texts == list(source.text_db.ids)
-    assert images == list(source.image_names)
+def test_blocks_cover_the_split_in_order(split: RetrievalSplit) -> None:
+    assert [text for batch in Loader(CPU, 1)(BlockDataset(split, "texts", 7)) for text in batch.text_ids] == split.text_db.ids
+    for size in (7, 400):
+        blocks = Loader(CPU)(BlockDataset(split, "images", size))
+        assert [name for batch in blocks for name in batch.image_names] == split.image_names
 
 
-def test_error_in_a_worker_process_stays_one_line(bundled: Golden) -> None:
-    task = task_of(bundled, micro_steps=2)
-    task.sources[0].config = replace(bundled.config, img_dim=2048)
-    with pytest.raises(InputError, match=r"features of width \d+, the model has img_dim 2048") as caught:
-        next(iter(Loader(CPU, 1)(task)))
-    assert "\n" not in str(caught.value)
+def test_an_error_in_a_worker_stays_one_line() -> None:
+    split = BUNDLED.source()
+    split.limits = split.limits._replace(img_dim=2048)
+    with pytest.raises(InputError, match=r"^image '.*' has features of width \d+, the model has img_dim 2048$"):
+        next(iter(Loader(CPU, 1)(dataset_of(split))))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"negative_size": 40}, "40 images, expected more than negative_size 40"),
-        ({"negative_size": 39, "worker": 0, "workers": 6}, r"texts for each of 6 workers.*expected negative_size 39"),
+        ({"negative_size": 39, "world_size": 6}, r"34 texts for each of 6 ranks.*expected negative_size 39"),
         ({"max_txt_len": 1}, "0 texts"),
+        ({"neighbours": {"a": ["b"]}}, "neighbours: has 'a' and the like, expected images of the training databases, like '"),
     ],
 )
-def test_too_little_to_draw_from(bundled: Golden, changes: dict[str, int], message: str) -> None:
+def test_too_little_to_draw_from(changes: dict[str, Any], message: str) -> None:
+    split = BUNDLED.source(changes.pop("max_txt_len", -1))
     with pytest.raises(InputError, match=message):
-        task_of(bundled, **changes)
+        dataset_of(split, **changes)
 
 
-def test_a_long_text_that_training_leaves_out_does_no_harm(bundled: Golden) -> None:
-    short = replace(bundled.config, max_position_embeddings=20)
-    assert RetrievalSplit(str(bundled.text_db), str(bundled.image_db), short.input_limits, max_txt_len=18).texts.size
+def test_databases_must_agree_on_special_tokens(split: RetrievalSplit) -> None:
+    other = BUNDLED.source()
+    other.text_db.cls_id = 1
+    with pytest.raises(InputError, match=r"\[CLS\] and \[SEP\] are \(1, 102\), .* has \(101, 102\)"):
+        dataset_of(split, other)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vocab_size": 1000}, "vocabulary of 28996, the model has 1000"),
-        ({"max_position_embeddings": 20}, r"text '\d+' has \d+ word pieces, expected at most 18"),
-    ],
-)
-def test_model_too_small_for_the_texts(bundled: Golden, change: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        RetrievalSplit(str(bundled.text_db), str(bundled.image_db), replace(bundled.config, **change).input_limits)
+def test_the_model_must_fit_the_texts_that_are_read() -> None:
+    def opened(max_txt_len: int = -1, **change: int) -> RetrievalSplit:
+        limits = replace(BUNDLED.config, **change).input_limits
+        return RetrievalSplit(str(BUNDLED.text_db), str(BUNDLED.image_db), limits, max_txt_len=max_txt_len)
+
+    assert len(opened(18, max_position_embeddings=20).texts)
+    with pytest.raises(InputError, match="vocabulary of 28996, the model has 1000"):
+        opened(vocab_size=1000)
+    with pytest.raises(InputError, match=r"text '\d+' has \d+ word pieces, expected at most 18"):
+        opened(max_position_embeddings=20)
+
+
+def test_neighbours_or_a_text_of_each_come_first(split: RetrievalSplit) -> None:
+    names, texts_of = split.image_names, texts_by_image(split)
+    twin = {name: names[index - 1] for index, name in enumerate(names)}
+    neighbours = {name: [other, "of another database.npz"] for name, other in twin.items()}
+    dataset = dataset_of(split, negative_size=6, micro_steps=40, neighbours=neighbours)
+    for step in range(40):
+        (_, positive, image), *others = dataset.candidates("image", step)
+        texts = [text for _, text, _ in others]
+        assert texts[0] == texts_of[twin[image]][texts_of[image].index(positive)]
+        assert len({*texts, *texts_of[image]}) == 6 + 5
+        (_, _, image), *others = dataset.candidates("text", step)
+        assert others[0][2] == twin[image]
+        assert len({image, *(name for _, _, name in others)}) == 1 + 6
+    batch = dataset[1].batch
+    assert [batch.image_names[image] for image in batch.pairs[:, 1]] == [name for _, _, name in dataset.candidates("text", 0)]
+    own = dataset_of(split, negative_size=3, micro_steps=40, neighbours=neighbours, rank=1, world_size=2)
+    texts = {split.text_db.ids[index] for index in own.texts[0]}
+    assert {text for step in range(40) for _, text, _ in own.candidates("image", step)} <= texts
+
+
+def test_too_many_neighbours_take_turns(split: RetrievalSplit) -> None:
+    first = split.image_names[:8]
+    neighbours = {name: [other for other in first if other != name] for name in split.image_names}
+    dataset = dataset_of(split, negative_size=3, micro_steps=40, neighbours=neighbours)
+    drawn = [{name for _, _, name in dataset.candidates("text", step)[1:]} for step in range(40)]
+    assert all(len(negatives) == 3 for negatives in drawn)
+    assert set().union(*drawn) == set(first)
+
+
+@pytest.mark.parametrize("anchor", ANCHORS)
+def test_a_text_is_followed_by_one_of_each_neighbour(split: RetrievalSplit, anchor: Anchor) -> None:
+    twin = {name: split.image_names[index ^ 1] for index, name in enumerate(split.image_names)}
+    dataset = dataset_of(split, negative_size=2, neighbours={a: [b] for a, b in twin.items()})
+    drawn = [dataset.candidates(anchor, step)[0][1:] for step in range(400)]
+    assert {text for text, _ in drawn[:200]} == set(split.text_db.ids)
+    for (text, image), (next_text, next_image) in zip(drawn[:200:2], drawn[1:200:2], strict=True):
+        assert twin[image] == next_image
+        assert int(text) % 5 == int(next_text) % 5
+    assert drawn[200:] != drawn[:200]
+
+
+def test_files_of_neighbours(tmp_path: Path) -> None:
+    file = tmp_path / "twins.json"
+    for contents in ("[]", '{"a": "b"}', '{"a": ["a"]}', '{"a": ["b", "b"]}', '{"a": [1]}'):
+        file.write_text(contents)
+        with pytest.raises(InputError, match=r"twins\.json: .*expected"):
+            read_neighbours(file)
+    file.write_text(json.dumps({"a": ["b"], "c": []}))
+    assert read_neighbours(file) == {"a": ["b"], "c": []}
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["one split", "two splits with the same names"])
+def test_images_held_in_memory_make_the_same_halves(count: int) -> None:
+    splits = [BUNDLED.source() for _ in range(count)]
+    dataset = dataset_of(*splits, negative_size=5, micro_steps=6, micro_steps_per_pass=3)
+    expected = [dataset[index].batch for index in range(len(dataset))]
+    cache = ImageCache.of(splits, Loader(CPU), 1 << 30)
+    assert cache is not None
+    assert len(cache.features.lengths) == count * 40
+    dataset.without_images = True
+    for index, batch in enumerate(expected):
+        bare = dataset[index]
+        assert len(bare.batch.features.rows) == 0
+        filled = cache.fill(bare).batch
+        assert filled.image_names == batch.image_names
+        assert torch.equal(filled.features.rows, batch.features.rows)
+        assert torch.equal(filled.features.lengths, batch.features.lengths)
+        assert torch.equal(filled.boxes, batch.boxes)
+        assert torch.equal(filled.pairs, batch.pairs)
+
+
+def test_too_many_images_are_not_held(split: RetrievalSplit) -> None:
+    size = sum(split.image_db[name].features.nbytes + split.image_db[name].boxes.nbytes for name in split.image_names)
+    assert ImageCache.of([split], Loader(CPU), size) is not None
+    assert ImageCache.of([split], Loader(CPU), size - 1) is None
+    assert ImageCache.of([split], Loader(CPU), 0) is None

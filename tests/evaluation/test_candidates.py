@@ -1,4 +1,4 @@
-"""Files of candidates, what they keep from being found, and that only listed pairs are found."""
+"""Candidates: reading files, the recall they allow at most, and sampling for quick validation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.candidates import Candidates, read_candidates
+from evaluation.candidates import Candidates, read_candidates, sampled_candidates
 from evaluation.recall import UNRANKED, ranks, recalls
+from tests.conftest import BUNDLED
 from utils.errors import InputError
 
 TEXTS, IMAGES = ["t0", "t1", "t2", "t\u2028\t3"], ["a.npz", "b.npz", "c.npz"]
@@ -27,8 +28,9 @@ def line(text: str, *images: str) -> dict[str, object]:
 
 
 def test_reading(tmp_path: Path) -> None:
-    path = written(tmp_path, line("t2", "c.npz", "a.npz"), "", line("t\u2028\t3", "b.npz"), line("t0"))
-    candidates = read_candidates(path, TEXTS, IMAGES)
+    candidates = read_candidates(
+        written(tmp_path, line("t2", "c.npz", "a.npz"), "", line("t\u2028\t3", "b.npz"), line("t0")), TEXTS, IMAGES
+    )
     assert [candidates.of_text(text).tolist() for text in range(4)] == [[], [], [0, 2], [1]]
     same = written(tmp_path, line("t\u2028\t3", "b.npz"), line("t2", "a.npz", "c.npz"))
     assert candidates.fingerprint() == read_candidates(same, TEXTS, IMAGES).fingerprint()
@@ -37,7 +39,7 @@ def test_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damaged", "said"),
+    ("damaged", "message"),
     [
         ("{", "truncated; expected {"),
         ("[" * 100_000, "; expected {"),
@@ -47,34 +49,34 @@ def test_reading(tmp_path: Path) -> None:
         ({"text": "t1"}, "missing required field `images`"),
         ({"text": "t1", "images": [], "scores": []}, "unknown field `scores`"),
         ({"text": "\ud800", "images": []}, "; expected {"),
-        (line("t9", "a.npz"), "text 't9' is not among the 4 texts of the split, like 't0'"),
-        (line("t1", "a.npz", "a"), "image 'a' is not among the 3 images of the split, like 'a.npz'"),
-        (line("t1", "b.npz", "a.npz", "b.npz"), "text 't1' has image 'b.npz' twice"),
-        (line("t0", "c.npz"), "text 't0' has line 1 already"),
+        (line("t9", "a.npz"), "text 't9' is not in the split; expected one of its 4 texts, such as 't0'"),
+        (line("t1", "a.npz", "a"), "image 'a' is not in the split; expected one of its 3 images, such as 'a.npz'"),
+        (line("t1", "b.npz", "a.npz", "b.npz"), "image 'b.npz' is listed 2 times, expected once"),
+        (line("t0", "c.npz"), "text 't0' is on line 1 already"),
         (line("t9" * 1000), "text 't9t9"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_damaged_lines(tmp_path: Path, damaged: object, said: str) -> None:
+def test_damaged_lines(tmp_path: Path, damaged: object, message: str) -> None:
     path = written(tmp_path, line("t0", "b.npz"), "", damaged)
     with pytest.raises(InputError) as caught:
         read_candidates(path, TEXTS, IMAGES)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: line 3: ")
-    assert said in message
-    assert "\n" not in message
-    assert len(message) < 400
+    error = str(caught.value)
+    assert error.startswith(f"{path}: line 3: ")
+    assert message in error
+    assert "\n" not in error
+    assert len(error) < 400
 
 
 def test_files_without_candidates(tmp_path: Path) -> None:
-    for path, said in (
+    for path, message in (
         (tmp_path / "none", "cannot be read (No such file"),
         (tmp_path, "cannot be read (Is a directory"),
         (written(tmp_path, "", line("t0")), "lists no pair, expected candidates"),
     ):
         with pytest.raises(InputError) as caught:
             read_candidates(path, TEXTS, IMAGES)
-        assert str(caught.value).startswith(f"{path}: {said}")
+        assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_counts_by_hand() -> None:
@@ -88,22 +90,22 @@ def test_counts_by_hand() -> None:
         "at_most": {"txt": 1 / 3, "img": 1 / 4},
     }
     assert candidates.summary(IMAGE_OF) == (
-        "only 5 of 12 pairs are candidates and scored, the others rank below them: "
+        "only 5 of 12 pairs are candidates; the others are not scored and rank last: "
         "3 of 4 texts lack their image, image retrieval finds at most 25.00 %; "
         "2 of 3 images lack all their texts, text retrieval finds at most 33.33 %"
     )
 
 
-def test_within_lists_the_pairs_of_some_texts_and_images() -> None:
-    listed = Candidates.of([[2, 0], [], [1, 4, 3], [4]])
-    rows, places = listed.within(slice(0, 3), 1, 3)
-    assert list(zip(rows.tolist(), places.tolist(), strict=True)) == [(0, 2), (2, 1), (2, 3)]
-    assert not listed.within(slice(1, 2), 0, 4)[0].size
+def test_pairs_between_some_texts_and_images() -> None:
+    candidates = Candidates.of([[0], [2, 0], [], [1, 4, 3], [4]])
+    texts, images = candidates.between(slice(1, 4), 1, 3)
+    assert list(zip(texts.tolist(), images.tolist(), strict=True)) == [(1, 2), (3, 1), (3, 3)]
+    assert not candidates.between(slice(2, 3), 0, 4)[0].size
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_perfect_scores_reach_the_ceiling_and_no_more(seed: int) -> None:
-    """Unlisted positives are misses in both directions, even where all that is left of a row or column is unlisted too."""
+    """Unlisted positives are misses in both directions, even if nothing else is left in a row or column."""
     rng = np.random.default_rng(seed)
     image_of = rng.integers(0, 10, 60)
     candidates = Candidates.of([rng.choice(10, rng.integers(0, 4), replace=False) for _ in range(60)])
@@ -111,13 +113,25 @@ def test_perfect_scores_reach_the_ceiling_and_no_more(seed: int) -> None:
     for text, image in enumerate(image_of):
         listed = candidates.of_text(text)
         scores[text, listed] = listed == image
-    counts = candidates.counts(image_of)
-    found = ranks(scores, image_of)
-    assert (found.img == UNRANKED).sum() == counts["texts_without_their_image"]
-    assert (found.txt == UNRANKED).sum() == counts["images_without_a_text"]
-    measured = recalls(found)
-    for way in ("txt", "img"):
-        assert 0 < counts["at_most"][way] < 1
-        for cutoff in (1, 5, 10):
-            assert measured[f"{way}_r{cutoff}"] == counts["at_most"][way]
-    assert found.ties == {"txt": 0, "img": 0}
+    counts, ranked = candidates.counts(image_of), ranks(scores, image_of)
+    assert (ranked.img == UNRANKED).sum() == counts["texts_without_their_image"]
+    assert (ranked.txt == UNRANKED).sum() == counts["images_without_a_text"]
+    assert 0 < counts["at_most"]["txt"] < 1
+    assert 0 < counts["at_most"]["img"] < 1
+    for name, recall in recalls(ranked).items():
+        if name != "r_mean":
+            assert recall == pytest.approx(counts["at_most"][name[:3]])
+    assert ranked.ties == {"txt": 0, "img": 0}
+
+
+@pytest.mark.parametrize("count", [2, 7, 40, 1000])
+def test_sampled_candidates_have_the_own_image_and_others(count: int) -> None:
+    split = BUNDLED.source()
+    candidates = sampled_candidates(split, count)
+    rows = candidates.images.reshape(len(split.text_db), min(count, 40))
+    for row, own in zip(rows.tolist(), split.image_of.tolist(), strict=True):
+        assert own in row
+        assert row == sorted(set(row) & set(range(40)))
+    assert candidates.fingerprint() == sampled_candidates(split, count).fingerprint()
+    if count == 7:
+        assert len({row.tobytes() for row in rows}) > 150

@@ -1,39 +1,35 @@
-"""Recall against counting by hand, and ties."""
+"""Recall against counting by hand, ties, and ranks of pairs that were not scored."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from evaluation.recall import ranks, recalls, sampled_recalls, table
+from evaluation.recall import UNRANKED, ranks, recalls, sampled_recalls, table
 
-IMAGE_OF = {f"t{i}": f"v{i // 3}" for i in range(36)}
-TEXTS, IMAGES = sorted(IMAGE_OF), sorted(set(IMAGE_OF.values()))
-COLUMNS = np.array([IMAGES.index(IMAGE_OF[text]) for text in TEXTS])
-OWN = COLUMNS[:, None] == np.arange(len(IMAGES))
+TEXTS, IMAGES = 36, 12
+IMAGE_OF = np.random.default_rng(0).permutation(TEXTS) // 3
+OWN = IMAGE_OF[:, None] == np.arange(IMAGES)
+NINE = "txt_r1 txt_r5 txt_r10 txt_r_mean img_r1 img_r5 img_r10 img_r_mean r_mean"
 
 
 def by_hand(scores: np.ndarray) -> dict[str, float]:
-    """Sort each row and each column, positives last among equals, and look for the positive."""
+    """Sort each row and column, positives last among equals; count queries with a positive among the first K."""
     result = {}
-    for cutoff in (1, 5, 10):
-        found = 0
-        for row, text in enumerate(TEXTS):
-            order = sorted(range(len(IMAGES)), key=lambda j: (-scores[row, j], IMAGES[j] == IMAGE_OF[text]))
-            found += IMAGE_OF[text] in [IMAGES[j] for j in order[:cutoff]]
-        result[f"img_r{cutoff}"] = found / len(TEXTS)
-        found = 0
-        for column, image in enumerate(IMAGES):
-            order = sorted(range(len(TEXTS)), key=lambda i: (-scores[i, column], IMAGE_OF[TEXTS[i]] == image))
-            found += image in [IMAGE_OF[TEXTS[i]] for i in order[:cutoff]]
-        result[f"txt_r{cutoff}"] = found / len(IMAGES)
+    for direction, matrix, own in (("img", scores, OWN), ("txt", scores.T, OWN.T)):
+        for cutoff in (1, 5, 10):
+            hits = 0
+            for row, positive in zip(matrix, own, strict=True):
+                order = sorted(range(len(row)), key=lambda j: (-row[j], positive[j]))
+                hits += any(positive[j] for j in order[:cutoff])
+            result[f"{direction}_r{cutoff}"] = hits / len(matrix)
     return result
 
 
 def ties_by_hand(scores: np.ndarray) -> dict[str, int]:
-    """Negatives with the very score of the best positive, over all rows and over all columns."""
-    by_row = sum(int((row[~mine] == row[mine]).sum()) for row, mine in zip(scores, OWN, strict=True))
-    by_column = sum(int((column[~mine] == column[mine].max()).sum()) for column, mine in zip(scores.T, OWN.T, strict=True))
+    """Count negatives with exactly the score of the best positive, over all rows and over all columns."""
+    by_row = sum(int((row[~own] == row[own]).sum()) for row, own in zip(scores, OWN, strict=True))
+    by_column = sum(int((column[~own] == column[own].max()).sum()) for column, own in zip(scores.T, OWN.T, strict=True))
     return {"txt": by_column, "img": by_row}
 
 
@@ -41,54 +37,55 @@ def ties_by_hand(scores: np.ndarray) -> dict[str, int]:
 @pytest.mark.parametrize("seed", range(3))
 def test_recalls_match_counting_by_hand(seed: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
-    scores = ((rng.integers(0, levels, (36, 12)) + round(0.3 * levels) * OWN) / levels).astype(np.float32)
-    found = ranks(scores, COLUMNS)
-    measured, expected = recalls(found), by_hand(scores)
+    scores = ((rng.integers(0, levels, (TEXTS, IMAGES)) + round(0.3 * levels) * OWN) / levels).astype(np.float32)
+    ranked = ranks(scores, IMAGE_OF)
+    measured, expected = recalls(ranked), by_hand(scores)
+    assert list(measured) == NINE.split()
     assert {key: measured[key] for key in expected} == pytest.approx(expected)
-    for way in ("txt", "img"):
-        assert measured[f"{way}_r_mean"] == pytest.approx(np.mean([expected[f"{way}_r{k}"] for k in (1, 5, 10)]))
+    for direction in ("txt", "img"):
+        assert measured[f"{direction}_r_mean"] == pytest.approx(np.mean([expected[f"{direction}_r{k}"] for k in (1, 5, 10)]))
     assert measured["r_mean"] == pytest.approx((measured["txt_r_mean"] + measured["img_r_mean"]) / 2)
-    assert list(measured) == [
-        "txt_r1",
-        "txt_r5",
-        "txt_r10",
-        "txt_r_mean",
-        "img_r1",
-        "img_r5",
-        "img_r10",
-        "img_r_mean",
-        "r_mean",
-    ]
-    assert found.ties == ties_by_hand(scores)
-    assert (sum(found.ties.values()) > 0) == (levels == 7)
+    assert ranked.ties == ties_by_hand(scores)
+    assert (sum(ranked.ties.values()) > 0) == (levels == 7)
 
 
 def test_a_constant_score_finds_nothing() -> None:
-    assert recalls(ranks(np.zeros((36, 12), np.float32), COLUMNS))["r_mean"] == 0
+    assert recalls(ranks(np.zeros((TEXTS, IMAGES), np.float32), IMAGE_OF))["r_mean"] == 0
 
 
-def test_images_without_a_text_are_candidates_and_no_queries() -> None:
-    """As where some texts of a split are left out; and a matrix of more rows than are read at a time."""
+def test_images_without_a_text_are_candidates_but_not_queries() -> None:
+    """Also a matrix of more rows than are read at a time."""
     rng = np.random.default_rng(5)
-    columns = rng.integers(0, 3, 600)
+    image_of = rng.integers(0, 3, 600)
     scores = rng.random((600, 5), np.float32)
-    found = ranks(scores, columns)
-    assert (len(found.img), len(found.txt)) == (600, 3)
+    ranked = ranks(scores, image_of)
+    assert (len(ranked.img), len(ranked.txt)) == (600, 3)
     for text in (0, 255, 256, 599):
-        assert found.img[text] == (scores[text] > scores[text, columns[text]]).sum()
+        assert ranked.img[text] == (scores[text] > scores[text, image_of[text]]).sum()
     for image in range(3):
-        best = scores[columns == image, image].max()
-        assert found.txt[image] == (scores[columns != image, image] >= best).sum()
+        best = scores[image_of == image, image].max()
+        assert ranked.txt[image] == (scores[image_of != image, image] >= best).sum()
 
 
-def test_sampled_recalls_rank_the_first_candidate() -> None:
+def test_unscored_positives_are_never_found() -> None:
+    """Even with fewer images than the cutoff; they tie with nothing."""
+    scores = np.full((4, 4), -np.inf, np.float32)
+    scores[0, 0] = scores[1, 0] = 1  # the image of text 1 is image 1, which it was not scored with
+    ranked = ranks(scores, np.arange(4))
+    assert ranked.img.tolist() == [0, UNRANKED, UNRANKED, UNRANKED]
+    assert ranked.txt.tolist() == [1, UNRANKED, UNRANKED, UNRANKED]
+    assert ranked.ties == {"txt": 1, "img": 0}
+    assert recalls(ranked)["img_r10"] == recalls(ranked)["txt_r10"] == 0.25
+
+
+def test_sampled_recalls_rank_the_own_image() -> None:
     scores = np.array([[0.5, 0.4, 0.1], [0.5, 0.5, 0.1], [0.0, 0.5, 0.6]], np.float32)  # ranks 0, 1 and 2
     expected = {"img_r1": 1 / 3, "img_r5": 1, "img_r10": 1, "img_r_mean": 7 / 9, "r_mean": 7 / 9}
     assert sampled_recalls(ranks(scores, np.zeros(3, np.int32))) == pytest.approx(expected)
 
 
-def test_table_has_a_line_a_name() -> None:
-    perfect = recalls(ranks(OWN.astype(np.float32), COLUMNS))
-    lines = table({"one": perfect, "another": perfect}).splitlines()
+def test_table_has_one_line_per_name() -> None:
+    perfect = recalls(ranks(OWN.astype(np.float32), IMAGE_OF))
+    lines = table({"one": perfect, "another": perfect}, {"more": ["x", "y"]}).splitlines()
     assert len(lines) == 4
-    assert lines[-1].split() == ["another"] + ["100.00"] * 7
+    assert lines[-1].split() == ["another", *["100.00"] * 7, "y"]

@@ -1,4 +1,4 @@
-"""The report of evaluations: what is in it, and in a real browser how it opens, reads, and answers to the keyboard."""
+"""The report of evaluations: its contents and, in a real browser, how it opens, reads, and answers the keyboard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,28 +15,24 @@ import pytest
 from PIL import Image as Picture
 
 from data.image_db import ImageDatabase
-from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase, TextDatabaseWriter
 from evaluation.analysis import analyse
-from evaluation.options import InferenceOptions
 from evaluation.recall import UNRANKED, Ranks, ranks, recalls
-from evaluation.report.build import write_report
-from evaluation.report.captions import Captions, displayable
 from evaluation.report.charts import count_ranks
-from evaluation.report.comparison import COLUMNS, compare
-from evaluation.report.queries import best_answers
-from evaluation.report.runs import Provenance, Run, read_runs, run_names
+from evaluation.report.page import write_report
+from evaluation.report.queries import Captions, best_answers, displayable
+from evaluation.report.runs import COLUMNS, compare, read_runs, run_names
 from evaluation.retriever import Retriever
 from scripts import report
 from tests.browser import Opened, browser
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
-from utils.errors import InputError
 from utils.files import save_json, save_npz, sha256
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
+Visit = Callable[..., Opened]
 PER_IMAGE = 5
 MODEL = {"checkpoint": "model.pt", "model_config": "model.json"}
 HOSTILE = [
@@ -52,15 +49,14 @@ HOSTILE_IMAGE = '<img src=x onerror="hacked=1">.npz'
 
 
 def save_run(folder: Path, text_db: Path, scores: np.ndarray, **changes: Any) -> Path:
-    """An output folder as ``inf_itm.py`` leaves it, of a checkpoint that is gone; ``changes`` are to ``scores.json``."""
+    """Write an output folder of ``inf_itm.py`` whose checkpoint is gone, with ``changes`` to ``scores.json``."""
     database = TextDatabase(text_db)
     folder.mkdir(parents=True)
     ids = {"txt_ids": np.array(list(database.ids)), "img_ids": np.array(list(database.images))}
     save_npz(folder / "scores.npz", scores=scores, **ids)
     gone = {"txt_db": str(text_db), "img_db": "gone", "checkpoint": "gone.pt", "model_config": "gone.json", "output_dir": "x"}
     provenance = {"options": gone, "checkpoint_sha256": "0" * 64, "precision": "fp32", "device": "cpu", "commit": None}
-    found = ranks(scores, database.image_of)
-    save_json(folder / "scores.json", recalls(found) | {"provenance": provenance} | changes)
+    save_json(folder / "scores.json", recalls(ranks(scores, database.image_of)) | {"provenance": provenance} | changes)
     return folder
 
 
@@ -74,7 +70,7 @@ def make_texts(path: Path, images: int, captions: Callable[[int], str] = "captio
 
 
 def two_runs(folder: Path, images: int) -> list[Path]:
-    """Runs of as many images with ``PER_IMAGE`` texts each: the hostile captions are the hardest, the second run is better."""
+    """Write two runs with ``PER_IMAGE`` texts per image: the hostile captions are the hardest, the second run is better."""
     text_db = make_texts(folder / "texts.db", images, lambda n: HOSTILE[n] if n < len(HOSTILE) else f"caption {n}")
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(PER_IMAGE * images, images)).astype(np.float32)
@@ -90,7 +86,7 @@ def two_runs(folder: Path, images: int) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page about two small runs, with hostile captions and names."""
+    """The page of two small runs with hostile captions and names."""
     folder = tmp_path_factory.mktemp("hostile")
     write_report(two_runs(folder, 12), folder / "report", queries=len(HOSTILE))
     return folder / "report/index.html"
@@ -98,7 +94,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden model's scores, its checkpoint being where they say, and analysed."""
+    """The golden model's scores, with its checkpoint and an analysis."""
     text_db = TextDatabase(BUNDLED.text_db)
     rows, columns = (BUNDLED.arrays[f"eval/{kind}"].tolist() for kind in ("txt_ids", "img_ids"))
     places = np.ix_([rows.index(name) for name in text_db.ids], [columns.index(name) for name in text_db.images])
@@ -113,7 +109,7 @@ def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(golden_run: Path) -> Path:
-    """The page about ``golden_run``, with pictures of all images but one."""
+    """The page of ``golden_run``, with pictures of all images but one."""
     pictures = golden_run.parent / "pictures"
     pictures.mkdir()
     for number, name in enumerate(TextDatabase(BUNDLED.text_db).images):
@@ -130,20 +126,29 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext
         yield started
 
 
-def clean(opened: Opened) -> None:
-    """The page said nothing of errors and asked for nothing from outside its folder; closes it."""
-    assert opened.errors == []
-    assert all(url.startswith("file:") for url in opened.requests), opened.requests
-    opened.page.close()
+@pytest.fixture
+def visit(context: BrowserContext) -> Iterator[Visit]:
+    """Open a page; after the test, check that it reported no errors and requested nothing from outside its folder."""
+    opened: list[Opened] = []
+
+    def visit(file: Path, **settings: Any) -> Opened:
+        opened.append(Opened(context, file, **settings))
+        return opened[-1]
+
+    yield visit
+    for page in opened:
+        assert page.errors == []
+        assert all(url.startswith("file:") for url in page.requests), page.requests
+        page.page.close()
 
 
-def test_a_large_report_opens_at_once_and_holds_the_right_numbers(context: BrowserContext, tmp_path: Path) -> None:
+def test_a_large_report_opens_at_once_and_holds_the_right_numbers(visit: Visit, tmp_path: Path) -> None:
     runs = two_runs(tmp_path, 1000)
     started = time.process_time()
     write_report(runs, tmp_path / "report")
     assert time.process_time() - started < 5
     large = tmp_path / "report/index.html"
-    opened = Opened(context, large)
+    opened = visit(large)
     opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
     assert opened.page.locator("#panel-img-1").is_visible()
     assert 0.01 < opened.busy() < 2
@@ -153,11 +158,10 @@ def test_a_large_report_opens_at_once_and_holds_the_right_numbers(context: Brows
             cell = opened.page.locator(f"table.recalls tbody tr:nth-child({row + 1}) td[data-key={key}] .value")
             assert cell.inner_text() == f"{100 * expected[key]:.2f}"
     assert sum(path.stat().st_size for path in large.parent.rglob("*") if path.is_file()) < 2e6
-    clean(opened)
 
 
-def test_hostile_captions_are_text(context: BrowserContext, hostile: Path) -> None:
-    opened = Opened(context, hostile)
+def test_hostile_captions_are_text(visit: Visit, hostile: Path) -> None:
+    opened = visit(hostile)
     page = opened.page
     options = page.locator("#hard-img [role=option] bdi")
     assert [options.nth(number).text_content() for number in range(len(HOSTILE))] == HOSTILE
@@ -171,36 +175,28 @@ def test_hostile_captions_are_text(context: BrowserContext, hostile: Path) -> No
     assert "plain <b>/test" in page.locator("#recall tbody").inner_text()
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.title() == "texts.db: plain <b>/test, singular/test"
-    clean(opened)
-
-
-def test_even_markup_that_got_in_would_not_run(context: BrowserContext, hostile: Path) -> None:
-    opened = Opened(context, hostile)
-    opened.page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hacked = 1\">')")
-    opened.page.wait_for_function("() => document.body.lastElementChild.complete")
-    assert opened.page.evaluate("typeof hacked") == "undefined"
+    assert opened.errors == []
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"hacked = 1\">')")
+    page.wait_for_function("() => document.body.lastElementChild.complete")
+    assert page.evaluate("typeof hacked") == "undefined"  # even markup that got in would not run
     assert any("Content Security Policy" in error for error in opened.errors)
-    opened.page.close()
+    opened.errors.clear()
 
 
-def test_the_keyboard_goes_everywhere(context: BrowserContext, small: Path) -> None:
-    opened = Opened(context, small)
-    page = opened.page
+def test_the_keyboard_reaches_everything(visit: Visit, small: Path) -> None:
+    page = visit(small).page
 
     def focused(expression: str) -> Any:
-        return page.evaluate(f"document.activeElement.{expression}")
+        return page.evaluate(f"(e => {expression})(document.activeElement)")
 
     stops = []
     while (not stops or stops[-1] != "BODY.") and len(stops) < 60:
         page.keyboard.press("Tab")
-        name = focused("tagName + '.' + document.activeElement.className")
-        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert outline == "solid" or name == "BODY."
-        stops.append(name)
+        stops.append(focused("e.tagName + '.' + e.className"))
+        assert focused("getComputedStyle(e).outlineStyle") == "solid" or stops[-1] == "BODY."
     assert stops[0] == "A."
     assert stops.count("UL.queries") == 2
-    shown = page.locator(".answer:visible").count()
-    assert sum(stop.startswith("BUTTON.answer") for stop in stops) == shown > 10
+    assert sum(stop.startswith("BUTTON.answer") for stop in stops) == page.locator(".answer:visible").count() > 10
     assert page.evaluate("document.querySelectorAll('[tabindex]').values().every(e => e.tabIndex <= 0)")
 
     queries = page.locator("#hard-txt [role=listbox]")
@@ -211,24 +207,22 @@ def test_the_keyboard_goes_everywhere(context: BrowserContext, small: Path) -> N
         assert page.locator("#hard-txt [aria-selected=true]").get_attribute("id") == f"option-txt-{number}"
         assert page.locator("#hard-txt article:visible").get_attribute("id") == f"panel-txt-{number}"
     page.keyboard.press("Tab")
-    opener = focused("dataset.pair + document.activeElement.dataset.query")
+    opener = focused("e.dataset.pair + e.dataset.query")
     page.keyboard.press("Enter")
     assert page.locator("#overlay").is_visible()
-    assert focused("textContent") == "all words"
+    assert focused("e.textContent") == "all words"
     page.keyboard.press("ArrowRight")
-    assert focused("getAttribute('aria-pressed')") == "true"
+    assert focused("e.getAttribute('aria-pressed')") == "true"
     page.keyboard.press("Escape")
     assert not page.locator("#overlay").is_visible()
-    assert focused("dataset.pair + document.activeElement.dataset.query") == opener
+    assert focused("e.dataset.pair + e.dataset.query") == opener
     page.keyboard.press("Enter")
     page.locator("#overlay .close").click()
-    assert focused("dataset.pair + document.activeElement.dataset.query") == opener
-    clean(opened)
+    assert focused("e.dataset.pair + e.dataset.query") == opener
 
 
-def test_the_overlay_shows_what_the_model_attends_to(context: BrowserContext, small: Path, golden_run: Path) -> None:
-    opened = Opened(context, small)
-    page = opened.page
+def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, golden_run: Path) -> None:
+    page = visit(small).page
     retriever = Retriever.from_checkpoint(*(BUNDLED.folder / name for name in MODEL.values()), device="cpu")
     text_db, image_db = TextDatabase(BUNDLED.text_db), ImageDatabase(BUNDLED.image_db)
     _, (run,) = read_runs([golden_run])
@@ -257,82 +251,42 @@ def test_the_overlay_shows_what_the_model_attends_to(context: BrowserContext, sm
     width, height = map(float, (page.locator("#overlay svg").get_attribute("viewBox") or "").split()[2:])
     np.testing.assert_allclose(corner, [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height], atol=0.5)
     page.keyboard.press("Escape")
-    clean(opened)
 
 
-def test_intervals_are_shown_where_there_are_some(context: BrowserContext, small: Path, golden_run: Path) -> None:
-    opened = Opened(context, small)
+def test_intervals_thumbnails_and_marks(visit: Visit, small: Path, golden_run: Path) -> None:
+    page = visit(small).page
     expected = json.loads((golden_run / "scores.json").read_text())["analysis"]["interval_95"]
     for key in COLUMNS:
         low, high = expected[key]
-        cell = opened.page.locator(f"table.recalls td[data-key={key}]").inner_text()
-        assert f"[{100 * low:.2f} – {100 * high:.2f}]" in cell
-    clean(opened)
-
-
-def test_thumbnails_are_shown_and_one_is_missing(context: BrowserContext, small: Path) -> None:
-    opened = Opened(context, small)
+        assert f"[{100 * low:.2f} – {100 * high:.2f}]" in page.locator(f"table.recalls td[data-key={key}]").inner_text()
+    page.locator("#panel-img-0 img").first.scroll_into_view_if_needed()
     loaded = "() => [...document.querySelectorAll('#panel-img-0 img')].every(i => i.complete && i.naturalWidth == 400)"
-    opened.page.locator("#panel-img-0 img").first.scroll_into_view_if_needed()
-    opened.page.wait_for_function(loaded)
-    note = re.search(r"(\d+) of the (\d+) images", opened.page.locator("#origin").inner_text())
+    page.wait_for_function(loaded)
+    note = re.search(r"(\d+) of the (\d+) images", page.locator("#origin").inner_text())
     assert note is not None
     assert 0 <= int(note[2]) - int(note[1]) <= 1
-    clean(opened)
+    for kind, mark in (("right", "✓"), ("wrong", "✗")):
+        marks = page.locator(f"#panel-img-0 .{kind} .mark").all_inner_texts()
+        assert marks
+        assert all(mark in text and kind in text for text in marks)
 
 
-CONTRASTS = """() => {
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const known = new Map();
-  const rgb = (colour) => { if (!known.has(colour)) { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour;
-    canvas.fillRect(0, 0, 1, 1); known.set(colour, [...canvas.getImageData(0, 0, 1, 1).data]); } return known.get(colour); };
-  const luminance = (colour) => { const [r, g, b] = rgb(colour).slice(0, 3).map((value) => value / 255)
-    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const ground = (element) => { for (let e = element; e; e = e.parentElement) {
-    const colour = getComputedStyle(e).backgroundColor; if (rgb(colour)[3] === 255) return colour; } return "white"; };
-  const found = [];
-  for (const element of document.querySelectorAll("body *")) {
-    const texts = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    const bar = element.matches(".bar, .swatch");
-    if (!(texts || bar) || !element.checkVisibility() || element.matches("script, style, title, .tag")) continue;
-    const style = getComputedStyle(element);
-    const swatch = element.matches(".swatch");
-    const colour = swatch ? style.backgroundColor : element instanceof SVGElement ? style.fill : style.color;
-    const [one, other] = [luminance(colour), luminance(ground(swatch ? element.parentElement : element))];
-    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-    found.push([ratio, bar, element.className.baseVal ?? element.className, element.textContent.slice(0, 30)]);
-  }
-  return found;
-}"""
-
-
-def test_light_and_dark_are_both_legible(context: BrowserContext, small: Path, hostile: Path) -> None:
+def test_light_and_dark_are_both_legible(visit: Visit, small: Path, hostile: Path) -> None:
     grounds = []
     for file, dark in ((small, False), (small, True), (hostile, False), (hostile, True)):
-        opened = Opened(context, file, dark=dark)
+        opened = visit(file, dark=dark)
         grounds.append(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
-        measured = opened.page.evaluate(CONTRASTS)
+        measured = opened.contrasts()
         opened.page.locator(".answer:visible").first.click()
-        measured += opened.page.evaluate(CONTRASTS)
+        measured += opened.contrasts()
         assert len(measured) > 100
         assert not [entry for entry in measured if entry[0] < (3 if entry[1] else 4.5)]
-        clean(opened)
     assert grounds[0] == grounds[2] != grounds[1] == grounds[3]
 
 
-def test_right_and_wrong_are_told_without_colours(context: BrowserContext, small: Path) -> None:
-    opened = Opened(context, small)
-    for kind, mark in (("right", "✓"), ("wrong", "✗")):
-        marks = opened.page.locator(f"#panel-img-0 .{kind} .mark").all_inner_texts()
-        assert marks
-        assert all(mark in text and kind in text for text in marks)
-    clean(opened)
-
-
-def test_a_narrow_window_does_not_scroll_sideways(context: BrowserContext, small: Path, hostile: Path) -> None:
+def test_a_narrow_window_does_not_scroll_sideways(visit: Visit, small: Path, hostile: Path) -> None:
     for file in (small, hostile):
-        opened = Opened(context, file, width=360, height=640)
-        page = opened.page
+        page = visit(file, width=360, height=640).page
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert ("◆" in page.locator("#recall tbody").inner_text()) == (file == hostile)
         page.locator(".answer.right:visible").first.click()
@@ -342,57 +296,50 @@ def test_a_narrow_window_does_not_scroll_sideways(context: BrowserContext, small
         assert box["x"] + box["width"] <= 360
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.evaluate("overlay.scrollWidth <= overlay.clientWidth")
-        clean(opened)
 
 
-def test_a_checkpoint_that_has_changed_is_not_used(context: BrowserContext, golden_run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_has_changed_is_not_used(visit: Visit, golden_run: Path, tmp_path: Path) -> None:
     saved = json.loads((golden_run / "scores.json").read_text())
     saved["provenance"]["checkpoint_sha256"] = "0" * 64
     (tmp_path / "run").mkdir()
     (tmp_path / "run/scores.npz").symlink_to(golden_run / "scores.npz")
     save_json(tmp_path / "run/scores.json", saved)
     write_report([tmp_path / "run"], tmp_path / "report", queries=1)
-    opened = Opened(context, tmp_path / "report/index.html")
+    opened = visit(tmp_path / "report/index.html")
     assert "model.pt has changed since" in opened.page.locator("#origin").inner_text()
     opened.page.locator(".answer:visible").first.click()
     assert "There is no attention to show" in opened.page.locator("#overlay").inner_text()
     assert not opened.page.locator("#overlay .words").is_visible()
     assert opened.page.evaluate("document.activeElement.className") == "close"
-    clean(opened)
 
 
 def test_runs_that_do_not_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(1)
-    one, two = (make_texts(tmp_path / f"{name}.db", images) for name, images in (("one", 4), ("two", 5)))
-    scores = rng.normal(size=(25, 5)).astype(np.float32)
-    a, b = save_run(tmp_path / "a", one, scores[:20, :4]), save_run(tmp_path / "b", two, scores)
-    shuffled = make_texts(tmp_path / "shuffled.db", 4)
+    scores = np.random.default_rng(1).normal(size=(25, 5)).astype(np.float32)
+    few = scores[:20, :4]
+    one, two, shuffled = (make_texts(tmp_path / f"{name}.db", images) for name, images in (("1", 4), ("2", 5), ("3", 4)))
+    a, b = save_run(tmp_path / "a", one, few), save_run(tmp_path / "b", two, scores)
     ids = {"txt_ids": np.array([*map(str, range(18)), "19", "18"]), "img_ids": np.array(list(TextDatabase(one).images))}
-    c = save_run(tmp_path / "c", shuffled, scores[:20, :4])
-    save_npz(c / "scores.npz", scores=scores[:20, :4], **ids)
-    d = save_run(tmp_path / "d", one, scores[:20, :4], img_r1=0.123)
-    e = save_run(tmp_path / "e", one, scores[:20, :4])
-    save_npz(e / "scores.npz", scores=np.full((20, 4), np.nan, np.float32), **(ids | {"txt_ids": np.arange(20).astype(str)}))
-    (tmp_path / "f").mkdir()
-
-    def line(*folders: Path) -> str:
-        return fails(capsys, report.main, [*map(str, folders), "--output", str(tmp_path / "new/report")])
-
-    assert f"b/scores.npz: has 25 texts, {a} has 20; expected the same" in line(a, b)
-    assert f"c/scores.npz: txt_ids[18] is '19', in {a} '18'; expected the same texts in the same order" in line(a, c)
-    assert f"c/scores.npz: txt_ids[18] is '19', in {shuffled} '18'" in line(c)
-    assert "d/scores.json: img_r1 is 0.123, scores.npz and" in line(d)
-    assert "e/scores.npz: scores has NaN or infinity" in line(e)
-    assert "f/scores.json: no such file" in line(tmp_path / "f")
-    assert "given twice" in line(a, tmp_path / "b/../a")
-    (a / "scores.json").write_text("{}")
-    assert "a/scores.json: Object missing required field `provenance`; expected the scores.json of inf_itm.py" in line(a)
+    c = save_run(tmp_path / "c", shuffled, few)
+    save_npz(c / "scores.npz", scores=few, **ids)
+    d = save_run(tmp_path / "d", one, few, img_r1=0.123)
+    e = save_run(tmp_path / "e", one, few)
+    save_npz(e / "scores.npz", scores=np.full_like(few, np.nan), **ids)
+    f = save_run(tmp_path / "f", one, few)
+    (f / "scores.json").write_text("{}")
+    for folders, message in (
+        ((a, b), f"b/scores.npz: has 25 texts, {a} has 20; expected the same"),
+        ((a, c), f"c/scores.npz: txt_ids[18] is '19', in {a} '18'; expected the same texts in the same order"),
+        ((c,), f"c/scores.npz: txt_ids[18] is '19', in {shuffled} '18'"),
+        ((d,), "d/scores.json: img_r1 is 0.123, scores.npz and"),
+        ((e,), "e/scores.npz: scores has NaN or infinity"),
+        ((f,), "f/scores.json: Object missing required field `provenance`; expected the scores.json of inf_itm.py"),
+        ((tmp_path / "g",), "g/scores.json: no such file"),
+        ((a, tmp_path / "b/../a"), "given twice"),
+    ):
+        assert message in fails(capsys, report.main, [*map(str, folders), "--output", str(tmp_path / "new/report")])
     assert not (tmp_path / "new").exists()
-
-
-def test_an_existing_folder_is_kept(golden_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").write_text("text")
-    assert "mine: already exists" in fails(capsys, report.main, [str(golden_run), "--output", str(tmp_path / "mine")])
+    assert "mine: already exists" in fails(capsys, report.main, [str(a), "--output", str(tmp_path / "mine")])
     assert (tmp_path / "mine").read_text() == "text"
 
 
@@ -404,32 +351,19 @@ def test_run_names() -> None:
 
 def test_best_answers_agree_with_ranks() -> None:
     rng = np.random.default_rng(2)
+    image_of = np.arange(12) // 3
     for _ in range(50):
         scores = rng.integers(0, 6, size=(12, 4)).astype(np.float32)  # many ties
         scores[rng.random(scores.shape) < 0.1] = -np.inf
-        image_of = np.arange(12) // 3
-        found = ranks(scores, image_of)
-        for place in range(4):
-            answers = best_answers(scores[:, place], image_of == place)
-            check_answers(answers, scores[:, place], int(found.txt[place]))
-        for place in range(12):
-            answers = best_answers(scores[place], np.arange(4) == image_of[place])
-            check_answers(answers, scores[place], int(found.img[place]))
-
-
-def check_answers(answers: list[Any], scores: np.ndarray, rank: int) -> None:
-    first_right = next((answer.rank - 1 for answer in answers if answer.right), UNRANKED)
-    assert first_right == rank
-    assert [answer.rank for answer in answers[:5]] == list(range(1, len(answers[:5]) + 1)) or rank >= 5
-    shown = [answer.score for answer in answers[:5]]
-    assert shown == sorted(scores[scores > -np.inf].tolist(), reverse=True)[: len(shown)]
-    assert all(scores[answer.place] == answer.score for answer in answers)
-
-
-def run_of(found: Ranks, name: str) -> Run:
-    options = InferenceOptions(txt_db="x", img_db="x", checkpoint="x", model_config="x", output_dir="x")
-    provenance = Provenance(options, "", "fp32", "cpu")
-    return Run(name, Path(name), recalls(found), {}, provenance, 0, {"img": found.img, "txt": found.txt}, {})
+        expected = ranks(scores, image_of)
+        queries = [(scores[:, image], image_of == image, expected.txt[image]) for image in range(4)]
+        queries += [(scores[text], np.arange(4) == image_of[text], expected.img[text]) for text in range(12)]
+        for of_query, positives, rank in queries:
+            answers = best_answers(of_query, positives)
+            assert next((answer.rank - 1 for answer in answers if answer.right), UNRANKED) == rank
+            best = sorted(of_query[of_query > -np.inf].tolist(), reverse=True)[:5]
+            assert [(answer.rank, answer.score) for answer in answers[:5]] == list(enumerate(best, start=1))
+            assert all(of_query[answer.candidate] == answer.score for answer in answers)
 
 
 def test_comparison_and_rank_counts() -> None:
@@ -437,7 +371,7 @@ def test_comparison_and_rank_counts() -> None:
     image_of = np.arange(1000) // 5
     founds = [Ranks(rng.geometric(p, 200) - 1, rng.geometric(p, 1000) - 1, {}) for p in (0.3, 0.3, 0.6)]
     founds[2].img[7] = UNRANKED
-    runs = [run_of(found, str(number)) for number, found in enumerate(founds)]
+    runs: list[Any] = [SimpleNamespace(recalls=recalls(f), intervals={}, ranks={"img": f.img, "txt": f.txt}) for f in founds]
     first, same, better = compare(runs, image_of)
     assert all(cell.difference is None and not cell.best for cell in first.values())
     for key in COLUMNS:
@@ -454,25 +388,6 @@ def test_comparison_and_rank_counts() -> None:
     for row, run in zip(counted.counts, runs, strict=True):
         assert sum(row[:2]) / 1000 == run.recalls["img_r5"]
     assert [row[-1] for row in counted.counts] == [0, 0, 1]
-
-
-def test_pictures_are_found_by_the_names_of_their_features(tmp_path: Path) -> None:
-    files = ["1000092795.jpg", "val2014/COCO_val2014_000000000042.jpg", "own/dog.PNG", "own/dog.txt", "cat.jpeg"]
-    for name in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = {"flickr30k_001000092795.npz", "coco_val2014_000000000042.npz", "dog.npz", "bird.npz"}
-    found = find_pictures(tmp_path, names)
-    assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == {
-        "flickr30k_001000092795.npz": files[0],
-        "coco_val2014_000000000042.npz": files[1],
-        "dog.npz": files[2],
-    }
-    with pytest.raises(InputError, match=r"has a picture of none of 1 images, expected one for 'fox\.npz'"):
-        find_pictures(tmp_path, {"fox.npz"})
-    (tmp_path / "dog.jpg").touch()
-    with pytest.raises(InputError, match=r"both would be image 'dog\.npz'"):
-        find_pictures(tmp_path, names)
 
 
 def test_captions_without_a_sentence_are_decoded() -> None:

@@ -1,10 +1,11 @@
-"""The model as an object: scores and maps against the golden numbers and the naive twin, ranking, and what it refuses."""
+"""The model from Python: scores and maps against golden numbers and the naive twin, ranking, and errors."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,137 +27,128 @@ from utils.errors import InputError
 ROOT = Path(__file__).parents[2]
 MODEL = BUNDLED.folder / "model.pt", BUNDLED.folder / "model.json"
 CAPTION = "a dog catching a frisbee"
+TEXTS, IMAGES = TextDatabase(BUNDLED.text_db), ImageDatabase(BUNDLED.image_db)
+# The first texts and images of the golden matrix.
+SOME = (
+    [TEXTS[name] for name in BUNDLED.arrays["eval/txt_ids"][:12].tolist()],
+    [IMAGES[name] for name in BUNDLED.arrays["eval/img_ids"][:15].tolist()],
+)
+SCORES = BUNDLED.arrays["eval/scores"][:12, :15]
+IMAGE = SOME[1][0]
+TEXTS.close()  # until the next look-up
+IMAGES.close()
 
 
 @pytest.fixture(scope="module")
-def retriever() -> Retriever:
-    return Retriever.from_checkpoint(*MODEL, device="cpu")
+def retriever() -> Iterator[Retriever]:
+    yield Retriever.from_checkpoint(*MODEL, device="cpu")
+    TEXTS.close()
+    IMAGES.close()
 
 
-@pytest.fixture(scope="module")
-def texts() -> TextDatabase:
-    return TextDatabase(BUNDLED.text_db)
-
-
-@pytest.fixture(scope="module")
-def images() -> ImageDatabase:
-    return ImageDatabase(BUNDLED.image_db)
-
-
-@pytest.fixture
-def some(texts: TextDatabase, images: ImageDatabase) -> tuple[list[Text], list[Image]]:
-    """The first texts and images of the golden matrix."""
-    return (
-        [texts[name] for name in BUNDLED.arrays["eval/txt_ids"][:12].tolist()],
-        [images[name] for name in BUNDLED.arrays["eval/img_ids"][:15].tolist()],
-    )
-
-
-def test_scores_are_those_of_the_evaluation(retriever: Retriever, some: tuple[list[Text], list[Image]]) -> None:
-    scores = retriever.score(*some)
+def test_using_it_gives_golden_scores_and_changes_nothing(retriever: Retriever) -> None:
+    before = {name: tensor.clone() for name, tensor in retriever.model.state_dict().items()}
+    random, scores = torch.get_rng_state(), retriever.score(*SOME)
     assert scores.dtype == np.float32
-    assert relative_error(scores, BUNDLED.arrays["eval/scores"][:12, :15]) < 1e-4
+    assert relative_error(scores, SCORES) < 1e-4
+    retriever.attention(CAPTION, IMAGE)
+    retriever.rank(CAPTION, IMAGES)
+    assert np.array_equal(retriever.score(*SOME), scores)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.is_grad_enabled()
+    assert not any(module.training for module in retriever.model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in retriever.model.state_dict().items())
 
 
 @pytest.mark.parametrize("size", [5, 1024])
-def test_pairs_in_any_order_and_repeated(
-    retriever: Retriever, some: tuple[list[Text], list[Image]], monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_pairs_in_any_order_and_repeated(retriever: Retriever, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(module, "PAIRS_PER_BATCH", size)
     pairs = [(3, 7), (0, 14), (3, 2), (11, 0), (3, 7), (1, 14), (2, 7)]
-    expected = [BUNDLED.arrays["eval/scores"][pair] for pair in pairs]
-    assert relative_error(retriever.score_pairs(*some, pairs), expected) < 1e-4
-    assert retriever.score_pairs(*some, np.array(pairs)).shape == (7,)
-    assert retriever.score_pairs(*some, []).shape == (0,)
-    assert retriever.score([], some[1]).shape == (0, 15)
+    assert relative_error(retriever.score_pairs(*SOME, pairs), [SCORES[pair] for pair in pairs]) < 1e-4
+    assert retriever.score_pairs(*SOME, np.array(pairs)).shape == (7,)
+    assert retriever.score_pairs(*SOME, []).shape == (0,)
+    assert retriever.score([], SOME[1]).shape == (0, 15)
 
 
-def test_a_caption_is_its_word_pieces(retriever: Retriever, some: tuple[list[Text], list[Image]]) -> None:
+def test_a_caption_is_its_word_pieces(retriever: Retriever) -> None:
     record = Text("7", np.array(retriever.tokenizer.encode(CAPTION)), "", {})
-    scores = retriever.score([CAPTION, record, CAPTION + "s"], some[1][:3])
+    scores = retriever.score([CAPTION, record, CAPTION + "s"], SOME[1][:3])
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
     assert (np.abs(scores[2] - scores[0]) > 1e-4).all()
 
 
-def test_ranking_reads_the_database_block_by_block(
-    retriever: Retriever, images: ImageDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = images.names()
-    scores = retriever.score([CAPTION, "two men"], [images[name] for name in names])
+def test_ranking_reads_the_database_once_in_blocks(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = IMAGES.names()
+    scores = retriever.score([CAPTION, "two men"], [IMAGES[name] for name in names])
     monkeypatch.setattr(module, "IMAGES_PER_BLOCK", 16)
-    look_up, read, seen, most = ImageDatabase.__getitem__, [], [], 0
+    look_up, read, seen, in_memory = ImageDatabase.__getitem__, [], [], []
 
     def watched(self: ImageDatabase, name: str) -> Image:
-        nonlocal most
         image = look_up(self, name)
         read.append(name)
         seen.append(weakref.ref(image))
-        most = max(most, sum(reference() is not None for reference in seen))
+        in_memory.append(sum(reference() is not None for reference in seen))
         return image
 
     monkeypatch.setattr(ImageDatabase, "__getitem__", watched)
-    both = retriever.rank_each([CAPTION, "two men"], images)
+    both = retriever.rank_each([CAPTION, "two men"], IMAGES)
     assert read == names
-    assert most == 16
-    for found, row in zip(both, scores, strict=True):
-        assert [name for name, _ in found] == [names[place] for place in np.argsort(-row)]
-        np.testing.assert_allclose([score for _, score in found], -np.sort(-row), rtol=1e-5, atol=1e-6)
-    assert retriever.rank(CAPTION, images, top=3) == retriever.rank(CAPTION, images)[:3]
-    assert len(retriever.rank(CAPTION, images, top=100)) == 40
-    assert all(layer.packed is None for layer in retriever.model.modules() if hasattr(layer, "packed"))
+    assert max(in_memory) == 16
+    for ranked, row in zip(both, scores, strict=True):
+        assert [name for name, _ in ranked] == [names[index] for index in np.argsort(-row)]
+        np.testing.assert_allclose([score for _, score in ranked], -np.sort(-row), rtol=1e-5, atol=1e-6)
+    assert retriever.rank(CAPTION, IMAGES, top=3) == retriever.rank(CAPTION, IMAGES)[:3]
+    assert len(retriever.rank(CAPTION, IMAGES, top=100)) == 40
+    assert not any("forward" in vars(layer) for layer in retriever.model.modules())  # nothing stays prepacked
     assert Ranked("a", -1.5).sigmoid == pytest.approx(1 / (1 + np.exp(1.5)))
     assert (Ranked("a", 5000).sigmoid, Ranked("a", -5000).sigmoid) == (1, 0)
 
 
-def test_equal_scores_keep_the_order_of_the_database(images: ImageDatabase) -> None:
+def test_equal_scores_keep_the_order_of_the_database() -> None:
     same = Retriever.from_checkpoint(*MODEL, device="cpu")
     torch.nn.init.zeros_(same.model.rank_output.weight)
-    assert [name for name, _ in same.rank(CAPTION, images, 25)] == images.names()[:25]
+    assert [name for name, _ in same.rank(CAPTION, IMAGES, 25)] == IMAGES.names()[:25]
 
 
-def test_attention_is_that_of_the_naive_twin(retriever: Retriever, texts: TextDatabase, images: ImageDatabase) -> None:
-    text = texts[texts.ids[int(texts.lengths.argmin())]]
-    image = images[text.image]
+def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
+    text = TEXTS[TEXTS.ids[int(TEXTS.lengths.argmin())]]
+    image = IMAGES[text.image]
     image = replace(image, features=image.features[:4], boxes=image.boxes[:4])
     weights = {name: tensor.double() for name, tensor in BUNDLED.model().state_dict().items()}
-    tokens = [texts.cls_id, *text.input_ids.tolist(), texts.sep_id]
+    tokens = [TEXTS.cls_id, *text.input_ids.tolist(), TEXTS.sep_id]
     score, maps = naive.forward(weights, naive.Pair(tokens, image.features, image.boxes), 4, 3)
-    seen = retriever.attention(text, image)
-    assert seen.score == pytest.approx(float(score), rel=1e-4)
-    assert seen.image is image
-    assert retriever.tokenizer.decode(text.input_ids) == " ".join(seen.pieces).replace(" ##", "")
-    assert list(seen.maps) == [0, 1, 2]
-    for layer, held in seen.maps.items():
-        assert held.dtype == torch.float32
-        assert not held.requires_grad
-        assert relative_error(held, torch.stack(maps[layer])) < 1e-4
-    words, regions = range(1, len(tokens) - 1), range(len(tokens), len(tokens) + 4)
-
-    def softmaxes(layer: int, head: int, rows: range, columns: range) -> torch.Tensor:
-        return torch.stack([torch.stack([maps[layer][head][i][j] for j in columns]).softmax(0) for i in rows])
-
-    of_head = seen.blocks(layer=1, head=2)
-    torch.testing.assert_close(of_head.LV.exp().double(), softmaxes(1, 2, words, regions), rtol=1e-3, atol=1e-5)
-    mean = torch.stack([softmaxes(2, head, regions, regions) for head in range(4)]).mean(0)
-    torch.testing.assert_close(seen.blocks().VV.exp().double(), mean, rtol=1e-3, atol=1e-5)
+    attention = retriever.attention(text, image)
+    assert attention.score == pytest.approx(float(score), rel=1e-4)
+    assert attention.image is image
+    assert retriever.tokenizer.decode(text.input_ids) == " ".join(attention.pieces).replace(" ##", "")
+    assert list(attention.maps) == [0, 1, 2]
+    for layer, scores in attention.maps.items():
+        assert (scores.dtype, scores.requires_grad) == (torch.float32, False)
+        assert relative_error(scores, torch.stack(maps[layer])) < 1e-4
+    for blocks, expected in (
+        (attention.blocks(layer=1, head=2), naive.blocks([maps[1][2]], len(tokens))),
+        (attention.blocks(), naive.blocks(maps[2], len(tokens))),
+    ):
+        for name, block in blocks._asdict().items():
+            torch.testing.assert_close(block.exp().double(), expected[name], rtol=1e-3, atol=1e-5)
 
     part = retriever.attention(text, image, layers=[1, 0])
     assert sorted(part.maps) == [0, 1]
-    assert torch.equal(part.maps[1], seen.maps[1])
-    assert torch.equal(part.blocks().VL, seen.blocks(layer=1).VL)
-    for wrong, said in (
-        (lambda: part.blocks(layer=2), r"layer 2: its attention is not held, expected one of \[0, 1\]"),
+    assert torch.equal(part.maps[1], attention.maps[1])
+    assert torch.equal(part.blocks().VL, attention.blocks(layer=1).VL)
+    for wrong, message in (
+        (lambda: part.blocks(layer=2), r"layer 2: attention was not requested, expected one of \[0, 1\]"),
         (lambda: part.blocks(head=4), "head 4: expected 0 to 3"),
         (lambda: part.blocks(head=-1), "head -1: expected 0 to 3"),
         (lambda: retriever.attention(text, image, layers=[3]), "layer 3: expected 0 to 2"),
         (lambda: retriever.attention(text, image, layers=[-1]), "layer -1: expected 0 to 2"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             wrong()
 
 
 @pytest.mark.parametrize(
-    ("caption", "said"),
+    ("caption", "message"),
     [
         ("", "text '' has no word pieces, expected a caption"),
         (" \t\n", "has no word pieces"),
@@ -167,72 +159,49 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever, texts: TextDa
     ],
     ids=str,
 )
-def test_texts_that_are_none(retriever: Retriever, images: ImageDatabase, caption: str | Text, said: str) -> None:
-    image = images[images.names()[0]]
+def test_texts_that_cannot_be_scored(retriever: Retriever, caption: str | Text, message: str) -> None:
     for use in (
-        lambda: retriever.score([CAPTION, caption], [image]),
-        lambda: retriever.rank(caption, images),
-        lambda: retriever.attention(caption, image),
+        lambda: retriever.score([CAPTION, caption], [IMAGE]),
+        lambda: retriever.rank(caption, IMAGES),
+        lambda: retriever.attention(caption, IMAGE),
     ):
-        with pytest.raises(InputError, match=said) as caught:
+        with pytest.raises(InputError, match=message) as caught:
             use()
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 200
 
 
-def test_images_of_another_width(retriever: Retriever, images: ImageDatabase) -> None:
-    image = images[images.names()[0]]
+def test_images_and_databases_that_cannot_be_scored(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image 'heldout_.*npz' has features of width 32, the model has img_dim 64"):
-        retriever.score([CAPTION], [replace(image, features=image.features[:, :32])])
+        retriever.score([CAPTION], [replace(IMAGE, features=IMAGE.features[:, :32])])
+    with pytest.raises(InputError, match="top is 0, expected at least 1"):
+        retriever.rank(CAPTION, IMAGES, top=0)
 
-
-def test_a_damaged_database(retriever: Retriever, tmp_path: Path) -> None:
     shutil.copytree(BUNDLED.image_db, tmp_path / "db")
-    folder = next((tmp_path / "db").glob("*/data.mdb")).parent
-    name = ImageDatabase(tmp_path / "db").names()[30]
+    folder, name = next((tmp_path / "db").glob("*/data.mdb")).parent, IMAGES.names()[30]
     with lmdb.open(str(folder), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
         transaction.put(name.encode(), bytes(transaction.get(name.encode())[:100]))
     with pytest.raises(InputError, match=f"image '{name}': "):
         retriever.rank(CAPTION, ImageDatabase(tmp_path / "db"))
-    with pytest.raises(InputError, match="top is 0, expected at least 1"):
-        retriever.rank(CAPTION, ImageDatabase(BUNDLED.image_db), top=0)
-
-
-def test_an_empty_database(retriever: Retriever, tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "feat_numbb36")) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"__keys__", b"[]")
     with pytest.raises(InputError, match="empty image database"):
         retriever.rank(CAPTION, ImageDatabase(tmp_path, BoxRule(-1)))
 
 
-def test_a_checkpoint_without_a_ranking_head(tmp_path: Path) -> None:
+def test_checkpoints_and_vocabularies_that_do_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = torch.load(MODEL[0], weights_only=True)
     torch.save({name: tensor for name, tensor in state.items() if "_output" not in name}, tmp_path / "m.pt")
     with pytest.raises(InputError, match=r"m\.pt: neither rank_output nor itm_output is in it, expected a ranking head"):
         Retriever.from_checkpoint(tmp_path / "m.pt", MODEL[1])
-
-
-def test_a_vocabulary_that_does_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]
     (tmp_path / "short.txt").write_text("\n".join(pieces))
     (tmp_path / "long.txt").write_text("\n".join([*pieces, *map(str, range(29_000))]))
     with pytest.raises(InputError, match=r"vocabulary long\.txt: has 29007 word pieces, the model has vocab_size 28996"):
         Retriever.from_checkpoint(*MODEL, vocab=tmp_path / "long.txt")
     padded = Retriever.from_checkpoint(*MODEL, vocab=tmp_path / "short.txt", device="cpu")
-    assert "short.txt: has 7 word pieces, the model 28996: is it the same one, padded?" in caplog.text
+    assert "short.txt: has 7 word pieces, the model 28996" in caplog.text
     assert padded.tokenizer.encode("a dog") == [5, 6]
-
-
-def test_using_it_changes_nothing(retriever: Retriever, some: tuple[list[Text], list[Image]], images: ImageDatabase) -> None:
-    before = {name: tensor.clone() for name, tensor in retriever.model.state_dict().items()}
-    random, scores = torch.get_rng_state(), retriever.score(*some)
-    retriever.attention(CAPTION, some[1][0])
-    retriever.rank(CAPTION, images)
-    assert np.array_equal(retriever.score(*some), scores)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert torch.is_grad_enabled()
-    assert not any(module.training for module in retriever.model.modules())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in retriever.model.state_dict().items())
 
 
 def test_the_documented_code_runs(capsys: pytest.CaptureFixture[str]) -> None:

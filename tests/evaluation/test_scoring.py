@@ -1,167 +1,272 @@
-"""Which pairs are scored, and the alignment of matched pairs against the naive twin."""
+"""The score matrix: which pairs are scored, where it is stored, resuming; and the alignment of positives."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 
-from data.image_db import Image, ImageDatabase
+import inf_itm
+from data.image_db import ImageDatabase
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation import scoring
 from evaluation.alignment import alignment_of_positives
-from evaluation.candidates import Candidates
-from evaluation.scoring import sampled_candidates, score_matrix
-from evaluation.unfinished import UnfinishedScores
+from evaluation.candidates import Candidates, sampled_candidates
+from evaluation.scoring import partial_scores, score_matrix
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests import naive
-from tests.conftest import BUNDLED, Golden
-from tests.worker import first_texts
+from tests.conftest import BUNDLED
+from tests.launch import LAUNCHERS, finish, run, start
+from tests.test_programs import fails, inference
+from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
 from utils.errors import InputError
 
 
-@pytest.mark.parametrize("count", [2, 7, 40, 1000])
-def test_quick_validation_draws_its_candidates(bundled: Golden, count: int) -> None:
-    source = bundled.source()
-    candidates = sampled_candidates(source, count)
-    rows = candidates.places.reshape(len(source.text_db), min(count, 40))
-    for row, own in zip(rows.tolist(), source.image_of.tolist(), strict=True):
-        assert own in row
-        assert row == sorted(set(row) & set(range(40)))
-    assert candidates.fingerprint() == sampled_candidates(source, count).fingerprint()
-    if count == 7:
-        assert len({row.tobytes() for row in rows}) > 150
-
-
-def ragged(source: RetrievalSplit) -> Candidates:
-    """From none to six images of each text, of 31 images; two blocks of texts have none at all."""
+def ragged_candidates(split: RetrievalSplit) -> Candidates:
+    """Return none to six images per text, of 31 images; two blocks of texts have none at all."""
     rng = np.random.default_rng(3)
     kept = np.delete(np.arange(40), [0, 7, 8, 20, 21, 22, 33, 38, 39])
-    return Candidates.of(
-        [
-            rng.choice(kept, rng.integers(0, 7) if not 16 <= text < 48 else 0, replace=False)
-            for text in range(len(source.text_db))
-        ]
-    )
+    counts = [rng.integers(0, 7) if not 16 <= text < 48 else 0 for text in range(len(split.text_db))]
+    return Candidates.of([rng.choice(kept, count, replace=False) for count in counts])
 
 
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 50_000], ids=["at once", "in parts"])
 @pytest.mark.parametrize("block", [5, 256])
 def test_only_candidates_are_scored_and_only_their_images_read(
-    bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch, block: int
+    compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch, block: int, cache_bytes: int
 ) -> None:
-    source, model = bundled.source(), bundled.model()
-    candidates = ragged(source)
-    rows = [BUNDLED.arrays["eval/txt_ids"].tolist().index(name) for name in source.text_db.ids]
-    columns = [BUNDLED.arrays["eval/img_ids"].tolist().index(name) for name in source.image_names]
-    every = BUNDLED.arrays["eval/scores"][np.ix_(rows, columns)]
-    regions = [len(source.image_db[name].boxes) for name in source.image_names]
-    monkeypatch.setattr(scoring, "IMAGES_PER_BLOCK", block)
-    read: list[str] = []
-    scored: list[int] = []
-    look_up, score_pairs = ImageDatabase.__getitem__, RetrievalModel.score
-
-    def reading(self: ImageDatabase, name: str) -> Image:
-        read.append(name)
-        return look_up(self, name)
-
-    def counting(self: RetrievalModel, embedded: Any, pairs: torch.Tensor, how: ComputeSettings) -> Any:
-        scored.append(len(pairs))
-        return score_pairs(self, embedded, pairs, how)
-
-    monkeypatch.setattr(ImageDatabase, "__getitem__", reading)
-    monkeypatch.setattr(RetrievalModel, "score", counting)
+    split, model = BUNDLED.source(), BUNDLED.model()
+    candidates = ragged_candidates(split)
+    rows = [BUNDLED.arrays["eval/txt_ids"].tolist().index(name) for name in split.text_db.ids]
+    columns = [BUNDLED.arrays["eval/img_ids"].tolist().index(name) for name in split.image_names]
+    expected = BUNDLED.arrays["eval/scores"][np.ix_(rows, columns)]
+    regions = [len(split.image_db[name].boxes) for name in split.image_names]
     listed = np.zeros((200, 40), bool)
     for text in range(200):
         listed[text, candidates.of_text(text)] = True
-    for cache_bytes in (1 << 30, 50_000):  # all images at once, and part by part
-        read.clear()
-        scored.clear()
-        some = score_matrix(model, source, compute, loader, SingleProcess(), candidates=candidates, cache_bytes=cache_bytes)
-        np.testing.assert_allclose(some.scores[listed], every[listed], rtol=1e-5, atol=1e-5)
-        assert (some.scores[~listed] == -np.inf).all()
-        assert read == [source.image_names[place] for place in np.flatnonzero(listed.any(axis=0))]
-        assert sum(scored) == listed.sum()
-        assert some.regions.tolist() == np.where(listed.any(axis=0), regions, 0).tolist()
-    few = score_matrix(model, first_texts(source, 2), compute, loader, SingleProcess())
-    assert few.regions.tolist() == regions
+    read: list[str] = []
+    scored: list[int] = []
+    look_up, score_pairs = ImageDatabase.__getitem__, RetrievalModel.score
+    monkeypatch.setattr(ImageDatabase, "__getitem__", lambda db, name: (read.append(name), look_up(db, name))[1])
+    monkeypatch.setattr(
+        RetrievalModel, "score", lambda self, e, pairs, how: (scored.append(len(pairs)), score_pairs(self, e, pairs, how))[1]
+    )
+    monkeypatch.setattr(scoring, "IMAGES_PER_BLOCK", block)
+    some = score_matrix(model, split, compute, loader, SingleProcess(), candidates=candidates, cache_bytes=cache_bytes)
+    np.testing.assert_allclose(some.scores[listed], expected[listed], rtol=1e-5, atol=1e-5)
+    assert (some.scores[~listed] == -np.inf).all()
+    assert read == [split.image_names[index] for index in np.flatnonzero(listed.any(axis=0))]
+    assert sum(scored) == listed.sum()
+    assert some.regions.tolist() == np.where(listed.any(axis=0), regions, 0).tolist()
+    assert score_matrix(model, first_texts(split, 2), compute, loader, SingleProcess()).regions.tolist() == regions
 
 
-def test_an_interrupted_evaluation_of_candidates_goes_on(
-    tmp_path: Path, bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, model = bundled.source(), bundled.model()
-    candidates = ragged(source)
-    whole = score_matrix(model, source, compute, loader, SingleProcess(), candidates=candidates).scores
-    score_block, done = scoring._score_block, []
-
-    def counted(*arguments: Any) -> np.ndarray:
-        if len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(arguments)
-        return score_block(*arguments)
-
-    def unfinished(of: Candidates) -> UnfinishedScores:
-        return UnfinishedScores(tmp_path, whole.shape, {"candidates": of.fingerprint()}, of)
-
-    def evaluate() -> np.ndarray:
-        with unfinished(candidates) as begun:
-            return score_matrix(
-                model, source, compute, loader, SingleProcess(), candidates=candidates, into=begun.scores
-            ).scores
-
-    monkeypatch.setattr(scoring, "_score_block", counted)
-    for time in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            evaluate()
-        missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
-        blocks = set(np.flatnonzero(missing) // scoring.TEXTS_PER_BLOCK)
-        assert blocks == {0, *range(3, 13)} - {0, *range(3, 2 + 4 * time)}  # 1 and 2 have nothing to score
-        done.clear()
-    with pytest.raises(InputError, match="of an unfinished evaluation with other candidates, expected the same"):
-        unfinished(sampled_candidates(source, 3))
-    assert np.array_equal(evaluate(), whole)
-    assert len(done) == 3
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_evaluation_of_candidates_that_scored_nothing_leaves_nothing(tmp_path: Path, bundled: Golden) -> None:
-    candidates = ragged(bundled.source())
-    with pytest.raises(KeyboardInterrupt), UnfinishedScores(tmp_path, (200, 40), {}, candidates):
-        raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
-
-
-def test_scores_that_are_not_finite_are_refused(bundled: Golden, compute: ComputeSettings, loader: Loader) -> None:
-    model = bundled.model()
+def test_scores_must_be_finite(compute: ComputeSettings, loader: Loader) -> None:
+    model = BUNDLED.model()
     torch.nn.init.constant_(model.rank_output.bias, float("nan"))
     with pytest.raises(InputError, match=r"the score of text '0' and image .* is not finite"):
-        score_matrix(model, bundled.source(), compute, loader, SingleProcess())
+        score_matrix(model, BUNDLED.source(), compute, loader, SingleProcess())
+
+
+def test_large_matrix_is_in_a_file(monkeypatch: pytest.MonkeyPatch, compute: ComputeSettings, loader: Loader) -> None:
+    split, model = first_texts(BUNDLED.source(), 20), BUNDLED.model()
+    in_memory = score_matrix(model, split, compute, loader, SingleProcess())
+    monkeypatch.setattr(scoring, "IN_MEMORY_BYTES", in_memory.scores.nbytes - 1)
+    on_disk = score_matrix(model, split, compute, loader, SingleProcess())
+    assert (isinstance(in_memory.scores, np.memmap), isinstance(on_disk.scores, np.memmap)) == (False, True)
+    assert np.array_equal(in_memory.scores, on_disk.scores)
+
+
+def test_full_disk_fails_before_scoring() -> None:
+    program = (
+        "import resource, signal; from evaluation import scoring; scoring.IN_MEMORY_BYTES = 0;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "scoring.blank_scores((200, 100))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "InputError" in done.stderr
+    assert "no room for 80,000 bytes of scores" in done.stderr
+
+
+def test_interrupted_evaluation_of_candidates_resumes(
+    tmp_path: Path, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, model = BUNDLED.source(), BUNDLED.model()
+    candidates = ragged_candidates(split)
+    score_block, done = scoring._score_block, []
+
+    def interrupting(*arguments: Any) -> np.ndarray:
+        done.append(arguments)
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return score_block(*arguments)
+
+    def begin(of: Candidates) -> AbstractContextManager[np.ndarray]:
+        return partial_scores(tmp_path, (200, 40), {"candidates": of.fingerprint()}, of)
+
+    def evaluate(into: np.ndarray | None = None) -> np.ndarray:
+        return score_matrix(model, split, compute, loader, SingleProcess(), candidates=candidates, into=into).scores
+
+    whole = evaluate()
+    with pytest.raises(KeyboardInterrupt), begin(candidates):  # leaves nothing, as nothing has been scored
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(scoring, "_score_block", interrupting)
+    with pytest.raises(KeyboardInterrupt), begin(candidates) as scores:
+        evaluate(scores)
+    missing = np.isnan(np.load(tmp_path / "scores.partial.npy")).any(axis=1)
+    assert set(np.flatnonzero(missing) // scoring.TEXTS_PER_BLOCK) == set(range(6, 13))  # blocks 1 and 2 have no candidates
+    with pytest.raises(InputError, match="another candidates; use the same to resume it"), begin(sampled_candidates(split, 3)):
+        pass
+    with begin(candidates) as scores:
+        assert np.array_equal(evaluate(scores), whole)
+    assert len(done) == 5 + 7
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, few_texts: Path) -> Path:
+    """An uninterrupted evaluation."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    inf_itm.main(inference(few_texts, BUNDLED.image_db, folder))
+    return folder
+
+
+KILLED = """
+import sys
+import evaluation.scoring, inf_itm
+from tests.killer import at_call
+at_call(evaluation.scoring, "_score_block", 3)()
+inf_itm.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory, few_texts: Path) -> Path:
+    """The same evaluation, killed after two blocks of texts."""
+    folder = tmp_path_factory.mktemp("killed") / "out"
+    process = start("", 1, sys.executable, "-c", KILLED, *inference(few_texts, BUNDLED.image_db, folder))
+    output = finish(process, 60)
+    assert process.returncode == -signal.SIGKILL, output
+    return folder
+
+
+@pytest.fixture
+def begun(tmp_path: Path, killed: Path) -> Path:
+    """A copy of the killed evaluation, to resume."""
+    return Path(shutil.copytree(killed, tmp_path / "out"))
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    first, second = (np.load(folder / "scores.npz") for folder in (one, other))
+    assert np.array_equal(first["scores"], second["scores"])
+    of_one, of_other = (json.loads((folder / "scores.json").read_text()) for folder in (one, other))
+    for key in of_one.keys() - {"seconds", "provenance"}:
+        assert of_one[key] == of_other[key]
+    assert {path.name for path in other.iterdir()} == {"scores.npz", "scores.json"}
+
+
+def test_resumes_where_it_was_killed(begun: Path, whole: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = int((~np.isnan(np.load(begun / "scores.partial.npy")).any(axis=1)).sum())
+    assert done == 2 * scoring.TEXTS_PER_BLOCK
+    scored: list[str] = []
+    score_block = scoring._score_block
+
+    def recording(model: Any, compute: Any, batch: Any, *rest: Any) -> np.ndarray:
+        scored.extend(batch.text_ids)
+        return score_block(model, compute, batch, *rest)
+
+    monkeypatch.setattr(scoring, "_score_block", recording)
+    inf_itm.main(inference(few_texts, BUNDLED.image_db, begun))
+    assert len(scored) == 40 - done
+    assert_same_results(whole, begun)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_ranks_resume_what_one_process_began(begun: Path, whole: Path, few_texts: Path, launcher: str) -> None:
+    output = run(launcher, 2, sys.executable, "inf_itm.py", *inference(few_texts, BUNDLED.image_db, begun))
+    assert "resuming" in output
+    assert output.count("counted as published") == 1
+    assert_same_results(whole, begun)
+
+
+def test_resumes_only_with_the_same_model_and_data(
+    tmp_path: Path, begun: Path, whole: Path, few_texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
+    torch.save(state | {"rank_output.bias": state["rank_output.bias"] + 1}, tmp_path / "other.pt")
+    other_texts, other_images, moved = (tmp_path / name for name in ("other.db", "images", "moved.db"))
+    shutil.copytree(few_texts, other_texts)
+    lengths = json.loads((few_texts / "id2len.json").read_text())
+    (other_texts / "id2len.json").write_text(json.dumps(dict(sorted(lengths.items(), reverse=True))))
+    shutil.copytree(BUNDLED.image_db, other_images)
+    store = next(other_images.glob("*/data.mdb")).parent
+    with lmdb.open(str(store), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"another.npz", b"")
+
+    def options(**changes: object) -> list[str]:
+        databases = {"txt_db": few_texts, "img_db": BUNDLED.image_db} | changes
+        return inference(databases.pop("txt_db"), databases.pop("img_db"), begun, **databases)
+
+    before = (begun / "scores.partial.npy").read_bytes()
+    for name, other in (
+        ("checkpoint", tmp_path / "other.pt"),
+        ("precision", "bf16"),
+        ("txt_db", other_texts),
+        ("img_db", other_images),
+    ):
+        line = fails(capsys, inf_itm.main, options(**{name: other}))
+        assert f"belongs to an evaluation with another {name}; use the same" in line
+    assert (begun / "scores.partial.npy").read_bytes() == before
+
+    shutil.copytree(few_texts, moved)
+    inf_itm.main(options(txt_db=moved, batch_size=100))
+    scores, expected = (np.load(folder / "scores.npz")["scores"] for folder in (begun, whole))
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_damaged_partial_matrix_is_refused(begun: Path, few_texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matrix = begun / "scores.partial.npy"
+    for damaged in (matrix.read_bytes()[:5000], b"no array", None):
+        matrix.unlink() if damaged is None else matrix.write_bytes(damaged)
+        message = fails(capsys, inf_itm.main, inference(few_texts, BUNDLED.image_db, begun))
+        assert "scores.partial.npy: cannot be read" in message
+        assert "remove scores.partial.* to start over" in message
+    np.save(matrix, np.zeros(3, np.float32))
+    assert "not a float32 matrix" in fails(capsys, inf_itm.main, inference(few_texts, BUNDLED.image_db, begun))
 
 
 def test_alignment_of_positives_is_the_mean_over_pairs(
-    bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, model = bundled.source(), bundled.model()
-    shortest = np.argsort(source.text_db.lengths)[:4]
-    monkeypatch.setattr(source, "image_of", source.image_of[shortest])
-    monkeypatch.setattr(source.text_db, "ids", [source.text_db.ids[place] for place in shortest])
-    monkeypatch.setattr(source.text_db, "image_of", source.image_of)
+    shutil.copytree(BUNDLED.text_db, tmp_path / "texts.db")
+    lengths = json.loads((BUNDLED.text_db / "id2len.json").read_text())
+    shortest = dict(sorted(lengths.items(), key=lambda item: item[1])[:4])
+    (tmp_path / "texts.db/id2len.json").write_text(json.dumps(shortest))
+    split, model = RetrievalSplit(tmp_path / "texts.db", BUNDLED.image_db, BUNDLED.config.input_limits), BUNDLED.model()
     monkeypatch.setattr("evaluation.alignment.PAIRS_PER_BLOCK", 3)
     weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    expected = {"singular": {"L": 0.0, "V": 0.0}, "distributed": {"L": 0.0, "V": 0.0}}
-    for text_id in source.text_db.ids:
-        text = source.text_db[text_id]
-        image = source.image_db[text.image]
-        tokens = [source.text_db.cls_id, *text.input_ids.tolist(), source.text_db.sep_id]
-        _, maps = naive.forward(weights, naive.Pair(tokens, image.features, image.boxes), 4, bundled.config.num_hidden_layers)
-        for kind, by_way in expected.items():
-            for way in by_way:
-                by_way[way] += naive.alignment(kind, maps[-1], len(tokens), way) / 4
-    measured = alignment_of_positives(model, source, compute, loader, SingleProcess())
-    for kind, by_way in expected.items():
-        assert measured[kind] == pytest.approx(by_way, rel=1e-3)
+    expected = {name: {"L": 0.0, "V": 0.0} for name in naive.ALIGNMENTS}
+    for text_id in shortest:
+        text = split.text_db[text_id]
+        image = split.image_db[text.image]
+        tokens = [split.text_db.cls_id, *text.input_ids.tolist(), split.text_db.sep_id]
+        _, maps = naive.forward(weights, naive.Pair(tokens, image.features, image.boxes), 4, BUNDLED.config.num_hidden_layers)
+        for name, by_modality in expected.items():
+            for modality in by_modality:
+                by_modality[modality] += naive.alignment(name, maps[-1], len(tokens), modality) / 4
+    measured = alignment_of_positives(model, split, compute, loader, SingleProcess())
+    for name, by_modality in expected.items():
+        assert measured[name] == pytest.approx(by_modality, rel=1e-3, abs=1e-7)

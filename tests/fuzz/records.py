@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from data.image_db import ImageDatabase
+from data.inspection.reading import Reading, read_names
+from data.inspection.report import Faults, Summary
 from data.lmdb_store import LmdbReader
-from data.pages import check_pages
 from data.records import read_npz, write_msgpack, write_npz
 from data.text_db import TextDatabase
 from tests.conftest import BUNDLED
@@ -24,6 +25,7 @@ from tests.fuzz import databases
 from tests.fuzz.mutations import Seed, mutated, zip_seed
 from tests.fuzz.target import MIB, Target, one_of_files, pack_files, write_files
 from tests.fuzz.values import json_like, msgpack_like
+from utils.errors import InputError
 
 TEXTS, IMAGES = 10, 2  # of the golden ones, five texts an image
 
@@ -129,21 +131,27 @@ def _zip(members: dict[str, bytes]) -> bytes:
 
 
 def page_targets(folder: Path) -> list[Target]:
-    """Whole LMDB files. What ``check_pages`` lets pass has to be readable to the last byte."""
+    """Whole LMDB files. Whatever their pages are, they are read to the last byte in child processes, or are a fault."""
     files = [databases.make(folder / shape, fill) for shape, fill in databases.SHAPES.items()]
     contents = [file.read_bytes() for file in (*files, BUNDLED.text_db / "data.mdb")]
     (folder / "damaged").mkdir()
 
-    def read(data: bytes) -> None:
-        file = folder / "damaged/data.mdb"
-        file.write_bytes(data)
-        check_pages(file)
-        with LmdbReader(file.parent) as store:
-            keys = list(store.keys())
-            assert len(keys) == len(store)
-            assert not store.absent(keys)
-            for key in keys:
+    def check(store: LmdbReader, records: Sequence[tuple[str]]) -> Summary:
+        summary = Summary()
+        for (key,) in records:
+            try:
                 bytes(store.get(key))
+            except InputError as error:
+                summary.faults.refuse(key, error)
+        return summary
+
+    def read(data: bytes) -> None:
+        (folder / "damaged/data.mdb").write_bytes(data)
+        faults = Faults()
+        names, _ = read_names(folder / "damaged", faults)
+        faults.update(Reading(None, 1).check(folder / "damaged", check, [(name,) for name in names or []], 100).faults)
+        if faults:
+            raise InputError(str(faults.examples))
 
     seeds = [Seed(data, databases.fields(data)) for data in contents]
     return [Target("LMDB file", read, mutated(seeds), contents[-1])]

@@ -65,7 +65,7 @@ class Sandbox:
         """What ``read(data)`` comes to."""
         if self._child is None:
             self._connection, theirs = _FORK.Pipe()
-            self._child = _FORK.Process(target=_serve, args=(theirs, self._connection, *self._work), daemon=True)
+            self._child = _FORK.Process(target=_serve, args=(theirs, self._connection, *self._work))
             self._child.start()
             theirs.close()
             self._connection.recv()  # it is ready

@@ -183,7 +183,7 @@ def test_a_new_regulariser_is_one_function(tmp_path: Path) -> None:
     python("train_itm_hard_negatives.py", *words)
     assert read_scalars(run / "log")["train/iais"][1] > 0
     assert "singular|distributed|cacr|squared" in python("train_itm_hard_negatives.py", "--help")
-    assert "squared" in python("-m", "pytest", "-q", "-v", "tests/model/test_iais.py", "-k", "squared")
+    assert "squared" in python("-m", "pytest", "-v", "tests/model/test_iais.py", "-k", "squared")
     measure = (
         "from model.iais import *; from tests.model.test_iais import *; print(REGULARISERS['squared'](random_pair(), 'V'))"
     )

@@ -1,4 +1,4 @@
-"""Ablations: the grid multiplied out, interrupted and gone on with, and statistics against tables and by hand."""
+"""Ablations: the grid expanded, interrupted and resumed, and statistics against tables and by hand."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from evaluation.ablation.grid import Grid, Run, planned
-from evaluation.ablation.statistics import estimate, student_quantile
-from evaluation.ablation.table import as_markdown, rows_of
-from evaluation.ablation.work import ProgramFailed, Programs, finished
+from evaluation.ablation.execution import ProgramFailed, Programs, run_all
+from evaluation.ablation.grid import RESULT_NEUTRAL, Grid, Run, planned
+from evaluation.ablation.table import as_markdown, estimate, rows_of
+from evaluation.plots.curves import ablation_figure
+from optim.options import TrainOptions
 from scripts import ablate
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
@@ -34,7 +36,7 @@ TRAINING = {
 
 
 def written(folder: Path, **changes: object) -> Path:
-    """A grid in ``folder`` beside the training that it is about."""
+    """Write a grid to ``folder``, beside the training that it is about."""
     config = folder / "training.json"
     config.write_text(json.dumps(TRAINING))
     values = {
@@ -48,10 +50,10 @@ def written(folder: Path, **changes: object) -> Path:
 
 def plan(folder: Path, **changes: object) -> list[Run]:
     path = written(folder, **changes)
-    return planned(read_json_as(Grid, path), path, folder / "out")
+    return planned(read_json_as(Grid, path), path, folder / "out", TrainOptions)
 
 
-def test_products_are_multiplied_out_for_each_seed(tmp_path: Path) -> None:
+def test_products_are_expanded_for_each_seed(tmp_path: Path) -> None:
     grid = [{"IAIS": [None]}, {"IAIS": ["singular", "cacr"], "iais_layers": [[-1], [0, 1]], "iais_weight": [2.0]}]
     runs = plan(tmp_path, grid=grid, seeds=[3, 5], options={"margin": 0.3})
     names = [
@@ -65,7 +67,7 @@ def test_products_are_multiplied_out_for_each_seed(tmp_path: Path) -> None:
 
 
 def test_another_result_has_another_folder(tmp_path: Path) -> None:
-    """What a run starts from counts, too; how fast it is does not."""
+    """What a run starts from matters, too; how fast it is does not."""
     start = tmp_path / "start.json"
 
     def folders(margin: float = 0.2, **changes: object) -> list[Path]:
@@ -76,8 +78,10 @@ def test_another_result_has_another_folder(tmp_path: Path) -> None:
     assert [folder.name.split("-")[0] for folder in before] == ["start", "IAIS=none", "IAIS=cacr"]
     assert plan(tmp_path, start=str(start))[1].options.checkpoint == str(before[0] / "ckpt/model_best.pt")
     assert folders(options={"n_workers": 2, "save_steps": 3}) == before
-    for others in (folders(margin=0.4), folders(options={"learning_rate": 1e-3})):
+    for others in (folders(margin=0.4), folders(options={"learning_rate": 1e-3}), folders(options={"precision": "bf16"})):
         assert not set(others) & set(before)
+    for name in RESULT_NEUTRAL:  # of an ablation is less than what may change when a training is resumed
+        assert not TrainOptions.__dataclass_fields__[name].metadata["affects_result"]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +89,7 @@ def test_another_result_has_another_folder(tmp_path: Path) -> None:
     [
         ({"sedes": [1]}, "grid.json: unknown key 'sedes' (did you mean 'seeds'?)"),
         ({"seeds": ["1"]}, 'grid.json: seeds: ["1"] given, expected tuple[int, ...]'),
-        ({"seeds": [1, 1]}, "seeds is [1, 1], expected different ones"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], expected distinct seeds"),
         ({"seeds": []}, "seeds is missing"),
         ({"grid": [{"IAIS": []}]}, 'grid has {"IAIS": []}, expected options with a list of values each'),
         ({"grid": [{"IAIS": [None]}, {"IAIS": ["cacr", None]}]}, "grid has IAIS=none twice"),
@@ -111,7 +115,7 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
     grid = read_json_as(Grid, path)
     done: list[str] = []
 
-    def run(self: Programs, program: str, arguments: Sequence[str | Path], log: Path) -> None:
+    def run(self: Programs, program: str, arguments: Sequence[str], log: Path) -> None:
         options = json.loads(Path(arguments[1]).read_text()) if program.startswith("train") else {}
         if options.get("seed") == 1 and not options["IAIS"]:
             raise ProgramFailed("no disk")
@@ -121,8 +125,8 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
             (Path(options["output_dir"]) / "log/results.json").touch()
 
     monkeypatch.setattr(Programs, "run", run)
-    found = {str(run): error for run, error in finished(planned(grid, path, tmp_path), grid, tmp_path, jobs=3)}
-    assert found == {
+    errors = {str(run): error for run, error in run_all(planned(grid, path, tmp_path, TrainOptions), grid, tmp_path, jobs=3)}
+    assert errors == {
         "seed 1, start": "no disk", "seed 1, IAIS=none": "its start failed", "seed 1, IAIS=cacr": "its start failed",
         "seed 2, start": None, "seed 2, IAIS=none": None, "seed 2, IAIS=cacr": None,
     }  # fmt: skip
@@ -130,8 +134,15 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
     assert len(done) == 6  # a training and an evaluation each
 
 
-def test_interrupted_then_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The programs themselves: stopped in training, gone on with in a larger grid; one fails, and the others do not mind."""
+def test_no_program_survives_a_stop(tmp_path: Path) -> None:
+    programs = Programs()
+    programs.stop()
+    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: exit code -15"):
+        programs.run("scripts/inspect_db.py", ["--help"], tmp_path / "log.txt")
+
+
+def test_interrupted_then_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The programs themselves: stopped in training, resumed in a larger grid; one run fails, the others do not."""
     plain_run, aligned_run, failing = {"IAIS": [None]}, {"IAIS": ["cacr"], "iais_weight": [2.0]}, {"iais_layers": [[9]]}
     path, output = written(tmp_path, grid=[aligned_run]), tmp_path / "out"
     command = [sys.executable, "scripts/ablate.py", str(path), "--output", str(output), "--jobs", "2"]
@@ -153,7 +164,7 @@ def test_interrupted_then_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFix
     assert text in capsys.readouterr().out
     assert "2 of 3 runs." in text
     assert "- seed 1, IAIS=cacr, iais_layers=9: train_itm_hard_negatives.py: iais_layers names layer 9" in text
-    assert "INFO going on from" in log.read_text()
+    assert "INFO resuming from" in log.read_text()
     written_down = json.loads((output / "ablation.json").read_text())
     plain, aligned, failed = written_down["runs"]
     for run in (plain, aligned):
@@ -172,22 +183,19 @@ def test_interrupted_then_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFix
     assert before == {file: os.stat(file).st_mtime_ns for file in output.glob("seed-1/**/*")}
 
 
-@pytest.mark.parametrize(
-    ("freedom", "level", "expected"),  # from the tables of Student's t
-    [(1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (4, 0.95, 2.776), (9, 0.95, 2.262), (30, 0.95, 2.042),
-     (120, 0.95, 1.980), (5, 0.99, 4.032)],
-)  # fmt: skip
-def test_quantiles_of_student(freedom: int, level: float, expected: float) -> None:
-    assert student_quantile(freedom, level) == pytest.approx(expected, abs=6e-4)
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (120, 1.980)])
+def test_intervals_are_students(freedom: int, t: float) -> None:
+    """Half their width is t s / √n, t from the printed tables."""
+    values = np.random.default_rng(freedom).normal(size=freedom + 1)
+    found = estimate(values.tolist())
+    half = t * values.std(ddof=1) / math.sqrt(len(values))
+    assert (found.mean, found.deviation) == pytest.approx((values.mean(), values.std(ddof=1)))
+    assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=3e-4)
 
 
-def test_estimates_by_hand() -> None:
-    assert estimate([0.5]) == (1, 0.5, None, None)
-    found = estimate([1.0, 2.0, 6.0])
-    half = 4.30265 * math.sqrt(7) / math.sqrt(3)
-    assert (found.mean, found.deviation) == pytest.approx((3.0, math.sqrt(7)))
-    assert found.interval == pytest.approx((3 - half, 3 + half), abs=1e-4)
-    assert not found.excludes_zero()
+def test_estimates_of_few_values() -> None:
+    assert estimate([0.5]) == ((0.5,), 0.5, None, None)
+    assert not estimate([1.0, 2.0, 6.0]).excludes_zero()
     assert estimate([1.0, 1.1, 0.9]).excludes_zero()
 
 
@@ -205,7 +213,8 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert (baseline.seeds, aligned.seeds) == ([1, 2, 3], [1, 2, 3, 4])
     assert baseline.differences == {}
     difference = aligned.differences["r_mean"]
-    assert (difference.seeds, difference.mean) == pytest.approx((3, 0.17 / 3))
+    assert difference.values == pytest.approx((0.05, 0.06, 0.06))
+    assert difference.mean == pytest.approx(0.17 / 3)
     text = as_markdown(runs, [baseline, aligned], values, {})
     assert "| IAIS=none | 3 | 50.00 ± 30.00 |" in text
     assert "| IAIS=cacr | 3 | +5.67 [+4.23, +7.10] \\* |" in text
@@ -213,9 +222,14 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert "- seed 4, IAIS=none: not run" in text
 
 
-def test_the_picture_needs_no_second_run(tmp_path: Path) -> None:
-    """One value, without spread and without a baseline to compare with, is a picture, too."""
-    runs = plan(tmp_path)
-    values = {runs[1]: {"txt_r_mean": 0.2, "img_r_mean": 0.3, "r_mean": 0.25}}
-    ablate.write(runs, values, {runs[0]: "no disk"}, tmp_path)
+def test_the_figure(tmp_path: Path) -> None:
+    runs = plan(tmp_path, seeds=[1, 2])
+    metrics = {run: {"r_mean": 0.01 * number, "img_r_mean": 0.3} for number, run in enumerate(runs)}
+    figure = ablation_figure(rows_of(runs, metrics), "IAIS=none")
+    _, both, _, difference = figure.axes
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["IAIS=none", "IAIS=cacr"]
+    np.testing.assert_allclose([line.get_xdata() for line in both.lines[::3]], [[0, 2], [1, 3]])
+    np.testing.assert_allclose(difference.lines[0].get_xdata(), [1, 1])
+    assert difference.get_title(loc="left") == "difference to IAIS=none"
+    ablate.write(runs, {runs[1]: metrics[runs[1]]}, {runs[0]: "no disk"}, tmp_path)  # one value without a baseline
     assert (tmp_path / "ablation.png").stat().st_size > 1000

@@ -50,18 +50,6 @@ def run(folder: Path, contents: Any, split: str = "test", name: str = "dataset.j
     return output
 
 
-def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """The one line that ends a conversion of bad annotations."""
-    with pytest.raises(SystemExit) as stop:
-        run(folder, *arguments)
-    assert stop.value.code == 2
-    line = capsys.readouterr().err.strip().split("\n")[-1]
-    assert line.startswith("error: ")
-    assert not list(folder.glob("*.db"))
-    assert not list(folder.glob(".*"))
-    return line
-
-
 def test_flickr30k(tmp_path: Path) -> None:
     path = run(tmp_path, FLICKR)
     database, tokenizer = TextDatabase(path), load_tokenizer()
@@ -128,13 +116,13 @@ def test_another_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contents", "name", "message"),
     [
-        ("{", "d.json", "d.json: Expecting property name"),
+        ("{", "d.json", "d.json: Input data was truncated; expected Karpathy's JSON"),
         (b"\xff", "d.json", "d.json: 'utf-8' codec"),
-        ([], "d.json", "has no list 'images'"),
-        ({"images": 5}, "d.json", "has no list 'images'"),
-        ({"images": [5]}, "d.json", r"images\[0\]: "),
-        ({"images": [{"filename": "1.jpg"}]}, "d.json", r"images\[0\]: has no 'split'"),
-        ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, "d.json", r"images\[0\]: "),
+        ([], "d.json", "Expected `object`, got `array`; expected Karpathy's JSON"),
+        ({"images": 5}, "d.json", r"Expected `array`, got `int` - at `\$.images`"),
+        ({"images": [{"filename": "1.jpg"}]}, "d.json", r"missing required field `split` - at `\$.images\[0\]`"),
+        ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, "d.json", r"at `\$.images\[0\].filename`"),
+        (karpathy("", ("1.jpg", "test", [(0, "\ud800")])), "d.json", "surrogate pair"),
         (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), "d.json", r"images\[0\]: file name 'x.jpg' has no number"),
         (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), "d.json", "text id '0' occurs twice"),
         (karpathy("", ("1.jpg", "test", [(0, " ")])), "d.json", "text '0' of '1.npz' has no word pieces"),
@@ -144,12 +132,12 @@ def test_another_vocabulary(tmp_path: Path) -> None:
             "would both be image '1.npz'",
         ),
         (karpathy("", ("1.jpg", "tset", [(0, "a")])), "d.json", r"no caption of split 'test' \(did you mean 'tset'\?\)"),
-        ('{"image": "a", "caption": "b", "split": "test"}\nx', "d.jsonl", "line 2: Expecting value"),
-        ('{"image": "a", "caption": "b"}', "d.jsonl", "line 1: has no text 'split'"),
-        ("[1]", "d.jsonl", "line 1: expected an object"),
-        ("image,caption,split\na,b\n", "d.csv", "line 2: has no text 'split'"),
-        ("image,text,split\na,b,test\n", "d.csv", "line 2: has no text 'caption'"),
-        ("image,caption,split\na.jpg,A dog, running,train\n", "d.csv", "line 2: has more columns than the first line"),
+        ('{"image": "a", "caption": "b", "split": "test"}\nx', "d.jsonl", "line 2: JSON is malformed"),
+        ('{"image": "a", "caption": "b"}', "d.jsonl", "line 1: .* `split`; expected image, caption and split"),
+        ("[1]", "d.jsonl", "line 1: Expected `object`, got `array`"),
+        ("image,caption,split\na,b\n", "d.csv", r"line 2: .* at `\$.split`"),
+        ("image,text,split\na,b,test\n", "d.csv", "line 2: .* `caption`; expected image, caption and split"),
+        ("image,caption,split\na.jpg,A dog, running,train\n", "d.csv", "line 2: more columns than in the first line"),
         ("image,caption,split\na/x.jpg,b,train\nb/x.jpg,b, test \n", "d.csv", "would both be image 'x.npz'"),
         ("image,caption,split\na.jpg,b,train\na.jpg,b,test\n", "d.csv", "'a.jpg' is in 'train' and in 'test'"),
         ('image,caption,split\np0.jpg,"A dog.,test\np1.jpg,"A cow.",test\n', "d.csv", "d.csv: "),
@@ -161,38 +149,50 @@ def test_another_vocabulary(tmp_path: Path) -> None:
         ("image,caption,split\n", "d.csv", "no caption of split 'test', it has"),
         ("", "d.xml", "d.xml: unknown kind of file, expected one of .json, .jsonl, .csv"),
     ],
+    ids=range(28),
 )
 def test_bad_annotations_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: Any, name: str, message: str
 ) -> None:
-    line = refusal(tmp_path, capsys, contents, "test", name)
-    assert re.search(message, line), line
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, contents, "test", name)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().split("\n")[-1]
+    assert re.search(f"^error: .*{message}", line), line
+    assert not list(tmp_path.glob("*.db"))
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_program_refuses_from_the_command_line(tmp_path: Path) -> None:
+def test_other_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.json").write_text(json.dumps(FLICKR))
     (tmp_path / "there.db").mkdir()
-    program = [sys.executable, str(ROOT / "scripts" / "create_txtdb.py"), "--split", "test"]
 
-    def ends(*arguments: str) -> tuple[int, str]:
-        done = subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-        return done.returncode, done.stderr
+    def refusal(option: str, annotations: str, output: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([option, str(tmp_path / annotations), "--split", "test", "--output", str(tmp_path / output)])
+        assert stop.value.code == 2
+        return capsys.readouterr().err.replace(f"{tmp_path}/", "")
 
-    code, message = ends("--annotations", "d.json", "--output", "there.db")
-    assert (code, message) == (2, "error: there.db: already exists; remove it or choose another output\n")
-    code, message = ends("--annotations", "absent.json", "--output", "new.db")
-    assert (code, message) == (2, "error: absent.json: cannot be read (No such file or directory)\n")
-    code, message = ends("--annot", "d.json", "--output", "new.db")
-    assert code == 2
-    assert "--annotations" in message
-    assert ends("--annotations", "d.json", "--output", "deep/er/new.db") == (0, "")
-    assert len(TextDatabase(tmp_path / "deep" / "er" / "new.db")) == 3
+    line = "error: there.db: already exists; remove it or choose another output\n"
+    assert refusal("--annotations", "d.json", "there.db") == line
+    line = "error: absent.json: cannot be read (No such file or directory)\n"
+    assert refusal("--annotations", "absent.json", "deep/er/new.db") == line
+    assert "--annotations" in refusal("--annot", "d.json", "new.db")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.json", "there.db"]
+
+
+def test_program(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(FLICKR))
+    program = [sys.executable, str(ROOT / "scripts/create_txtdb.py"), "--split", "test", "--annotations", "d.json"]
+    done = subprocess.run([*program, "--output", "deep/er/new.db"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("deep/er/new.db: 3 texts of 2 images\n", "")
+    assert len(TextDatabase(tmp_path / "deep/er/new.db")) == 3
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [(f"{number}.jpg", "test", [(number, f"Man {number} rides.")]) for number in range(30)]
-    monkeypatch.setattr("scripts.create_txtdb.CHUNK", 7)
-    monkeypatch.setattr("scripts.create_txtdb.PER_WORKER", 5)
+    monkeypatch.setattr("data.sources.captions.CHUNK", 7)
+    monkeypatch.setattr("data.sources.captions.PER_WORKER", 5)
     paths = []
     for nproc in ("1", "2"):
         (tmp_path / nproc).mkdir()

@@ -1,4 +1,4 @@
-"""How workers find one another, and what one process does; several are in tests/test_workers.py."""
+"""How a rank finds the others, and what a single process does; several ranks are in tests/test_ranks.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import sys
 import pytest
 import torch
 
+from tests.test_layout import MODULES, ROOT
 from utils.distributed import SingleProcess, connect
 from utils.errors import InputError
 from utils.precision import choose_device
+
+ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
 def test_without_a_launcher_there_is_one_process() -> None:
@@ -23,56 +26,46 @@ def test_without_a_launcher_there_is_one_process() -> None:
         value = {"tensor": tensor}
         assert group.share(value) is value
         assert group.gather(value) == [value]
+        group.check_same({"seed": 1})
         assert "one process" in group.launcher
-        with pytest.raises(InputError, match="as it is"), group.raise_on_all_ranks():
+        with pytest.raises(InputError, match=r"^as it is$"), group.raise_on_all_ranks():
             raise InputError("as it is")
-
-
-@pytest.mark.parametrize("variable", ["HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_horovodrun_without_horovod(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    monkeypatch.setitem(sys.modules, "horovod.torch", None)
-    with pytest.raises(InputError, match=f"{variable} in the environment .* install it with scripts/install_horovod.sh"):
-        connect({variable: "2"})
-
-
-def test_torchruns_variables_have_to_be_numbers() -> None:
-    environment = {"RANK": "first", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    with pytest.raises(InputError, match="RANK in the environment is 'first', expected a number"):
-        connect(environment)
 
 
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
+        ({"HOROVOD_SIZE": "2"}, "HOROVOD_SIZE in the environment .* install it with scripts/install_horovod.sh"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE in the environment .* install it with"),
+        ({"RANK": "first", "WORLD_SIZE": "2", **ADDRESS}, "RANK in the environment is 'first', expected a number"),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE is in the environment, but MASTER_ADDR, MASTER_PORT not"),
-        ({"RANK": "5", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}, "RANK 5 and WORLD_SIZE 2"),
+        ({"RANK": "5", "WORLD_SIZE": "2", **ADDRESS}, "RANK 5 and WORLD_SIZE 2"),
     ],
     ids=str,
 )
-def test_torchruns_variables_half_set(environment: dict[str, str], message: str) -> None:
+def test_mistakes_of_the_launcher(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
+    monkeypatch.setitem(sys.modules, "horovod.torch", None)
     with pytest.raises(InputError, match=message):
         connect(environment)
 
 
 def test_only_one_module_knows_horovod_and_torch_distributed() -> None:
-    from tests.test_layout import MODULES, ROOT
-
     for name in ("horovod", "torch.distributed"):
         users = {module for module in MODULES if name in (ROOT / f"{module.replace('.', '/')}.py").read_text()}
         assert users == {"utils.distributed"}
 
 
-@pytest.mark.parametrize(("name", "workers"), [("cuda:1", 2), ("mps", 2)])
-def test_a_device_for_all_workers_is_refused(name: str, workers: int) -> None:
-    with pytest.raises(InputError, match=f"device '{name}' with 2 workers on this machine, expected auto, cpu or cuda"):
-        choose_device(name, 0, workers)
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_one_device_for_two_ranks_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"device '{name}' with 2 ranks on this host, expected auto, cpu or cuda"):
+        choose_device(name, 0, 2)
 
 
-def test_each_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
     assert [str(choose_device("auto", rank, 2)) for rank in range(2)] == ["cuda:0", "cuda:1"]
-    with pytest.raises(InputError, match="3 workers on a machine with 2 GPUs"):
+    with pytest.raises(InputError, match="3 ranks on a host with 2 GPUs"):
         choose_device("cuda", 0, 3)

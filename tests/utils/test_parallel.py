@@ -1,4 +1,4 @@
-"""scripts/parallel.py: results in order, work never far ahead, a killed worker named."""
+"""utils/parallel.py: results in order, few items ahead, errors and killed workers reported."""
 
 from __future__ import annotations
 
@@ -23,45 +23,39 @@ def double(number: int) -> int:
     return 2 * number
 
 
-def test_workers_do_not_run_ahead() -> None:
-    asked = 0
+def test_results_are_in_order_and_workers_do_not_run_ahead() -> None:
+    taken = 0
 
     def items() -> Iterator[int]:
-        nonlocal asked
-        for number in range(100, 140):
-            asked += 1
-            yield number
+        nonlocal taken
+        for taken in range(1, 41):
+            yield 100 + taken
 
     results = []
     for result in in_order(double, items(), 2):
         results.append(result)
-        assert asked - len(results) <= 8
-    assert results == [2 * number for number in range(100, 140)]
+        assert taken - len(results) <= 8
+    assert results == [2 * (100 + number) for number in range(1, 41)]
 
 
-def test_what_goes_wrong_in_a_worker_arrives() -> None:
+def test_errors_of_workers_arrive() -> None:
     assert list(in_order(double, [1, 2], 1)) == [2, 4]
-    with pytest.raises(InputError, match="-1 is negative"):
-        list(in_order(double, [1, -1, 2], 2))
-    with pytest.raises(InputError, match="--nproc: a worker was killed"):
-        list(in_order(double, [*range(13), 13, *range(20)], 2))
-    with pytest.raises(AttributeError):  # what cannot be sent
+    for items, message in (([1, -1, 2], "-1 is negative"), ([*range(33)], "--nproc: a worker was killed")):
+        with pytest.raises(InputError, match=message):
+            list(in_order(double, items, 2))
+    with pytest.raises(AttributeError):  # a function that cannot be pickled
         list(in_order(lambda item: item, [1], 2))
-
-
-def take_slowly(results: Iterator[bytes]) -> None:
-    for _ in results:
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])
 def test_a_killed_worker_never_hangs(size: int) -> None:
-    """Killed at any moment, in the midst of a long message too."""
+    """Killed at any moment, in the middle of a long result too."""
     for moment in range(8):
         results = in_order(bytes, [size] * 60, 2)
         next(results)
         worker = multiprocessing.active_children()[moment % 2]
         threading.Timer(0.002 * moment, worker.kill).start()
-        with pytest.raises(InputError, match="a worker was killed"):
-            take_slowly(results)
+        with pytest.raises(InputError, match="a worker was killed"):  # noqa: PT012
+            for _ in results:
+                time.sleep(0.001)
         assert not multiprocessing.active_children()

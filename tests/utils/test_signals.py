@@ -11,9 +11,9 @@ import time
 import pytest
 
 from tests.launch import ROOT
-from utils import signals as module
+from utils import signals
 from utils.errors import Interrupted
-from utils.signals import Stop
+from utils.signals import StopSignal
 
 
 def send(number: int) -> None:
@@ -23,61 +23,58 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_at_once_or_deferred(number: int) -> None:
     before = signal.getsignal(number)
-    with Stop() as stop, pytest.raises(Interrupted) as caught:
+    with StopSignal(), pytest.raises(Interrupted) as caught:
         send(number)
     assert caught.value.number == number
     reached = []
-    with Stop() as stop:
 
-        def work() -> None:
-            with stop.deferred():
-                send(number)
-                reached.append("the end of the block")
-            reached.append("what comes after it")
+    def work(stop: StopSignal) -> None:
+        with stop.deferred():
+            send(number)
+            reached.append("end of the block")
+        reached.append("after the block")
 
-        with pytest.raises(Interrupted):
-            work()
-        with pytest.raises(Interrupted):
-            stop.check()
-    assert reached == ["the end of the block"]
+    with StopSignal() as stop:
+        for raises in (lambda: work(stop), stop.check):
+            with pytest.raises(Interrupted):
+                raises()
+    assert reached == ["end of the block"]
     assert signal.getsignal(number) is before
 
 
-def test_an_error_that_the_signal_caused_counts_as_the_signal() -> None:
-    def fail(stop: Stop, number: int | None) -> None:
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Interrupted), (None, RuntimeError)])
+def test_an_error_caused_by_the_signal_counts_as_the_signal(number: int | None, raised: type[BaseException]) -> None:
+    def fail(stop: StopSignal) -> None:
         with stop.deferred():
             if number is not None:
                 send(number)
-            raise RuntimeError("a reading process has gone")
+            raise RuntimeError("a DataLoader worker has died")
 
-    with Stop() as stop, pytest.raises(Interrupted):
-        fail(stop, signal.SIGTERM)
-    with Stop() as stop, pytest.raises(RuntimeError, match="has gone"):
-        fail(stop, None)
+    with StopSignal() as stop, pytest.raises(raised):
+        fail(stop)
 
 
-def test_only_a_later_ctrl_c_interrupts_what_is_done_because_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_later_ctrl_c_interrupts_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
 
-    def work(stop: Stop) -> None:
+    def work(stop: StopSignal) -> None:
         with stop.deferred():
-            send(signal.SIGINT)
-            send(signal.SIGINT)
-            send(signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                send(number)
             reached.append("saving")
-            monkeypatch.setattr(module, "SAME_KEY", 0.0)
+            monkeypatch.setattr(signals, "SAME_KEY", 0.0)
             time.sleep(0.01)
             send(signal.SIGINT)
             reached.append("saved")
 
-    with Stop() as stop, pytest.raises(KeyboardInterrupt) as caught:
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt) as caught:
         work(stop)
     assert not isinstance(caught.value, Interrupted)
     assert reached == ["saving"]
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
-    program = "import os, signal; from utils.signals import Stop\nwith Stop(): os.kill(os.getpid(), signal.SIGINT); print(1)"
-    script = f"trap '' INT; exec {sys.executable} -c '{program}'"
+    code = "import os; from utils.signals import StopSignal\nwith StopSignal(): os.kill(os.getpid(), 2); print(1)"
+    script = f"trap '' INT; exec {sys.executable} -c '{code}'"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

@@ -1,0 +1,145 @@
+"""Train and evaluate the runs of an ablation: several at a time, skipping what is done and resuming what was interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from evaluation.ablation.grid import START, Grid, Run, digest_of
+from utils.errors import InputError
+from utils.files import make_folder, read_json, save_json
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class ProgramFailed(Exception):
+    """A program exited with another code than 0; the message ends with the last line that it printed."""
+
+
+class Programs:
+    """Run programs of this repository as child processes; ``stop`` ends them all."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, program: str, arguments: Sequence[str], log: Path) -> None:
+        """Run a program and append its output to file ``log``. Raises ``ProgramFailed``."""
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores
+        command = [sys.executable, str(ROOT / program), *arguments]
+        with open(log, "ab") as file:
+            begin = file.tell()
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+            self._running.add(process)
+            if self._stopped:  # after `stop` listed the running processes
+                process.terminate()
+            code = process.wait()
+            self._running.discard(process)
+        if code:
+            lines = re.split(r"[\r\n]", log.read_bytes()[begin:].decode(errors="replace"))  # progress bars end in \r
+            last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+            raise ProgramFailed(f"{program}: {last.strip().removeprefix('error: ')}")
+
+    def stop(self) -> None:
+        """Terminate the running programs, of which trainings save first, and wait for them. A second Ctrl-C kills them."""
+        self._stopped = True
+        running = list(self._running)
+        try:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+        except BaseException:
+            for process in running:
+                process.kill()
+            raise
+
+
+def run_all(runs: Sequence[Run], grid: Grid, output: Path, jobs: int) -> Generator[tuple[Run, str | None], None, None]:
+    """Train and evaluate ``runs``, ``jobs`` at a time. Yield each with the reason why it failed, or None, when it ends.
+
+    Closing the generator ends the programs that are running.
+    """
+    logs = make_folder(output / "logs")
+    programs = Programs()
+    with ThreadPoolExecutor(jobs) as threads:
+        try:
+            pending: dict[Run, Future[None]] = {}
+            # Starts first: a thread that waits for one finds it running, so that waiting threads cannot block each other.
+            for run in sorted(runs, key=lambda run: run.start is not None):
+                start = pending.get(run.start) if run.start else None
+                pending[run] = threads.submit(_train_and_evaluate, run, grid, start, programs, logs)
+            run_of = {future: run for run, future in pending.items()}
+            for future in as_completed(run_of):
+                error = future.exception()
+                if error is not None and not isinstance(error, (ProgramFailed, InputError)):
+                    raise error
+                yield run_of[future], None if error is None else str(error)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            programs.stop()
+            raise
+
+
+def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, programs: Programs, logs: Path) -> None:
+    if start is not None and start.exception() is not None:
+        raise ProgramFailed(f"its {START} failed")
+    log = logs / f"seed-{run.seed}-{run.folder.name}.txt"
+    options = run.options
+    if not _is_trained(run):
+        config = log.with_suffix(".json")
+        save_json(config, vars(options))
+        programs.run("train_itm_hard_negatives.py", ["--config", str(config), "--resume"], log)  # or start, if nothing is saved
+    model = ["--checkpoint", str(run.weights(grid.checkpoint)), "--train_config", str(run.folder / "log/hps.json")]
+    model += ["--device", options.device, *(["--precision", options.precision] if options.precision else [])]
+    recalls, winoground = _results(run, grid)
+    if not recalls.exists():
+        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(options.n_workers)]
+        programs.run("inf_itm.py", [*databases, *model, "--output_dir", str(recalls.parent)], log)
+    if winoground and not winoground.exists():
+        examples = ["--examples", grid.winoground_examples or "", "--img_db", grid.winoground_img_db or ""]
+        programs.run("scripts/eval_winoground.py", [*examples, *model, "--output_dir", str(winoground.parent)], log)
+
+
+def _is_trained(run: Run) -> bool:
+    return (run.folder / "log/results.json").exists()
+
+
+def is_done(run: Run, grid: Grid) -> bool:
+    """Return whether the run has been trained and evaluated."""
+    return _is_trained(run) and all(path.exists() for path in _results(run, grid) if path)
+
+
+def _results(run: Run, grid: Grid) -> tuple[Path, Path | None]:
+    """The files with the run's recalls and, if the grid asks for them, Winoground scores."""
+
+    def folder(kind: str, *inputs: Any) -> Path:
+        return run.folder / f"{kind}-{grid.checkpoint}-{digest_of(inputs)}"
+
+    recalls = folder("test", grid.test_txt_db, grid.test_img_db) / "scores.json"
+    if not grid.winoground_examples:
+        return recalls, None
+    return recalls, folder("winoground", grid.winoground_examples, grid.winoground_img_db) / "winoground.json"
+
+
+def metrics_of(run: Run, grid: Grid) -> dict[str, float]:
+    """Read the numbers of a run that is done: recalls, ``winoground_text`` …, ``alignment_singular_L`` … of matched pairs."""
+    recalls, winoground = _results(run, grid)
+    scores: dict[str, Any] = read_json(recalls)
+    directions, names = ("txt", "img"), ("r1", "r5", "r10", "r_mean")
+    metrics = {f"{direction}_{name}": scores[f"{direction}_{name}"] for direction in directions for name in names}
+    metrics["r_mean"] = scores["r_mean"]
+    if winoground:
+        winoground_scores = read_json(winoground)
+        metrics |= {f"winoground_{name}": winoground_scores[name] for name in ("text", "image", "group")}
+    for kind, by_modality in scores["alignment"].items():
+        metrics |= {f"alignment_{kind}_{modality}": value for modality, value in by_modality.items()}
+    return metrics

@@ -1,0 +1,168 @@
+"""The page: ``write_report`` reads evaluations and writes a folder of HTML and thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from data.picture_names import find_pictures
+from data.text_db import TextDatabase
+from evaluation.plots.regions import ASPECT, read_picture
+from evaluation.recall import CUTOFFS
+from evaluation.report.charts import count_ranks, rank_chart, score_chart
+from evaluation.report.queries import Captions, HardQuery, Pair, WordAttention, displayable, hardest_queries, word_attention
+from evaluation.report.runs import COLUMNS, DIRECTIONS, Direction, Extremes, Run, compare, read_runs
+from utils.files import atomic_file, atomic_folder
+
+QUERIES = 50
+THUMBNAIL = 400  # pixels per side, at most
+_HERE = Path(__file__).parent
+
+
+def write_report(runs: Sequence[Path], output: Path, images: Path | None = None, queries: int = QUERIES) -> None:
+    """Write folder ``output``, whose self-contained ``index.html`` is about the output folders of ``inf_itm.py`` in ``runs``.
+
+    Time and memory grow with the largest score matrix, of which one is held at a time, and with ``queries``.
+
+    Args:
+        runs: evaluations of the same texts and images; differences are to the first.
+        images: folder of pictures, for thumbnails.
+        queries: number of hardest queries per direction.
+
+    Raises:
+        InputError: ``output`` exists, a file is missing or damaged, or the runs do not belong together.
+    """
+    with atomic_folder(output) as folder:
+        text_db, read = read_runs(runs)
+        with closing(text_db):
+            page = _page(text_db, read, folder, images, queries)
+        with atomic_file(folder / "index.html") as file:
+            file.write(page.encode())
+
+
+def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path | None, queries: int) -> str:
+    hard = hardest_queries(runs, text_db.image_of, queries)
+    pairs: list[set[Pair]] = [
+        {pair for direction in DIRECTIONS for query in hard[direction] for pair in query.pairs(direction, run)}
+        for run in range(len(runs))
+    ]
+    shown = sorted({text_db.images[image] for of_run in pairs for _, image in of_run})
+    thumbnails = _save_thumbnails(find_pictures(images, shown), folder) if images else {}
+    attention, reasons = zip(*(word_attention(*of_run, text_db) for of_run in zip(runs, pairs, strict=True)), strict=True)
+    view = _View(runs, text_db, Captions(text_db), thumbnails, attention)
+    counted = {direction: count_ranks(runs, direction) for direction in DIRECTIONS}
+    script = (_HERE / "script.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "signed": _signed}
+    return environment.get_template("template.html").render(
+        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        split=displayable(text_db.path.name),
+        texts=len(text_db),
+        images=len(text_db.images),
+        runs=runs,
+        reasons=reasons,
+        pictures={"requested": images is not None, "found": len(thumbnails), "shown": len(shown)},
+        columns=COLUMNS,
+        cutoffs=CUTOFFS,
+        rows=compare(runs, text_db.image_of),
+        directions=DIRECTIONS,
+        ranks={key: (counts, rank_chart([run.name for run in runs], counts)) for key, counts in counted.items()},
+        scores=[{key: (score_chart(extremes), _summary(extremes)) for key, extremes in run.extremes.items()} for run in runs],
+        hard={key: [view.query(key, number, query) for number, query in enumerate(hard[key])] for key in DIRECTIONS},
+    )
+
+
+class Thumbnail(NamedTuple):
+    """A small copy of a picture: its path relative to the page, and its size in pixels."""
+
+    source: str
+    width: int
+    height: int
+
+
+def _save_thumbnails(pictures: Mapping[str, Path], page: Path) -> dict[str, Thumbnail]:
+    """Write small copies of ``pictures`` (image → file) into ``images/`` in the folder of the page."""
+    (page / "images").mkdir()
+    thumbnails = {}
+    for number, (name, path) in enumerate(sorted(pictures.items())):
+        picture = read_picture(path)
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        source = f"images/{number}.jpg"  # the name of an image may be special to a file system or in a URL
+        with atomic_file(page / source) as file:
+            picture.save(file, "JPEG", quality=82)
+        thumbnails[name] = Thumbnail(source, *picture.size)
+    return thumbnails
+
+
+@dataclass(frozen=True)
+class _View:
+    """What the template and the script show of the hardest queries; ``attention`` has a mapping per run."""
+
+    runs: Sequence[Run]
+    text_db: TextDatabase
+    captions: Captions
+    thumbnails: Mapping[str, Thumbnail]
+    attention: Sequence[Mapping[Pair, WordAttention]]
+
+    def query(self, direction: Direction, number: int, query: HardQuery) -> dict[str, Any]:
+        """A query with its answers by run; ``pairs`` is for the script, the rest for the template."""
+        pairs: list[dict[str, Any]] = []
+        runs = []
+        for index, run in enumerate(self.runs):
+            answers = []
+            for answer, (text, image) in zip(query.answers[index], query.pairs(direction, index), strict=True):
+                facts = {"rank": answer.rank, "score": answer.score, "right": answer.right, "caption": self.captions[text]}
+                answers.append({**facts, "pair": len(pairs), **self.image(image)})
+                pairs.append({"run": run.name, **facts, **self.pair(index, (text, image))})
+            runs.append({"name": run.name, "rank": query.ranks[index], "answers": answers})
+        asked = self.image(query.query) if direction == "txt" else {"caption": self.captions[query.query]}
+        return {"id": f"{direction}-{number}", "asked": asked, "ranks": query.ranks, "runs": runs, "pairs": pairs}
+
+    def image(self, index: int) -> dict[str, Any]:
+        """An image's name, its first caption, and its thumbnail if there is one."""
+        name = self.text_db.images[index]
+        described = self.captions.of_image(index)
+        return {"image": displayable(name), "described": described, "thumbnail": self.thumbnails.get(name)}
+
+    def pair(self, run: int, pair: Pair) -> dict[str, Any]:
+        """The picture and the attention of a pair, null where there is none."""
+        name = self.text_db.images[pair[1]]
+        thumbnail = self.thumbnails.get(name)
+        attention = self.attention[run].get(pair)
+        return {
+            "image": displayable(name),
+            "picture": thumbnail and thumbnail.source,
+            "size": [thumbnail.width, thumbnail.height] if thumbnail else [round(300 * ASPECT), 300],
+            "attention": attention and attention._asdict(),
+        }
+
+
+def _summary(extremes: Extremes) -> dict[str, Any]:
+    """Medians, "–" where nothing was scored, and the share of queries in which a negative scores at least as high."""
+    scored = [scores[scores > -np.inf] for scores in extremes]
+    positive, negative = (_number(float(np.median(scores)), 2) if len(scores) else "–" for scores in scored)
+    return {"positive": positive, "negative": negative, "wrong": float((extremes.negatives >= extremes.positives).mean())}
+
+
+def _number(number: float, digits: int) -> str:
+    """Format with a true minus sign."""
+    return f"{number:.{digits}f}".replace("-", "−")
+
+
+def _signed(number: float) -> str:
+    """Format as percentage points with their sign, which zero has not."""
+    points = round(100 * number, 2)
+    return ("+" if points > 0 else "") + _number(points or 0.0, 2)
