@@ -48,7 +48,7 @@ lint: venv-dev
 	$(PY) -m mypy
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache
 	find . -type d \( -name .venv -o -name .git \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 horovod: venv

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BUNDLED
-from tests.launch import LAUNCHERS, Process, finish, free_port, start
+from tests.processes import LAUNCHERS, Process, finish, free_port, start
 from tests.test_programs import inference, training
 
 TRAIN = "import sys, train_itm_hard_negatives; train_itm_hard_negatives.main(sys.argv[2:])"

@@ -25,14 +25,14 @@ from data.datasets import HardNegativeDataset
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.candidates import sampled_candidates
+from evaluation.scoring import score_matrix
 from model.chunks import ChunkSize
 from model.retrieval import ComputeSettings
 from optim.options import TrainOptions
 from optim.trainer import Trainer
 from tests.conftest import BUNDLED, CPU, relative_error
-from tests.forks import Forked
-from tests.launch import HOROVOD, ROOT, finish, start
+from tests.processes import HOROVOD, ROOT, Forked, finish, start
 from utils.distributed import ProcessGroup, SingleProcess, connect
 from utils.precision import Precision
 

@@ -21,7 +21,7 @@ from examples.scenes.shapes import SHAPES
 from model.iais import REGULARISERS
 from optim.options import TrainOptions
 from scripts.make_scenes import main
-from tests.forks import ROOT
+from tests.processes import ROOT
 from tests.test_programs import fails
 from utils.options import read_json_as
 

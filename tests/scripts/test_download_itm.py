@@ -24,7 +24,7 @@ from data.image_db import ImageDatabase
 from data.sources.download import DATASETS
 from data.text_db import TextDatabase
 from tests.conftest import BUNDLED
-from tests.launch import ROOT
+from tests.processes import ROOT
 from tests.web import Fault, Site
 
 SCRIPT = ROOT / "scripts/download_itm.sh"

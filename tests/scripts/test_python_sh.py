@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.launch import ROOT
+from tests.processes import ROOT
 
 NONE = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<its path>\n"
 

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from tests.test_layout import MODULES, ROOT
 from utils.distributed import SingleProcess, connect
 from utils.errors import InputError
 from utils.precision import choose_device
@@ -47,12 +46,6 @@ def test_mistakes_of_the_launcher(monkeypatch: pytest.MonkeyPatch, environment: 
     monkeypatch.setitem(sys.modules, "horovod.torch", None)
     with pytest.raises(InputError, match=message):
         connect(environment)
-
-
-def test_only_one_module_knows_horovod_and_torch_distributed() -> None:
-    for name in ("horovod", "torch.distributed"):
-        users = {module for module in MODULES if name in (ROOT / f"{module.replace('.', '/')}.py").read_text()}
-        assert users == {"utils.distributed"}
 
 
 @pytest.mark.parametrize("name", ["cuda:1", "mps"])

@@ -10,7 +10,7 @@ import pytest
 from evaluation.options import InferenceOptions
 from model.config import UniterConfig
 from optim.options import TrainOptions
-from tests.launch import ROOT
+from tests.processes import ROOT
 from utils.errors import InputError
 from utils.options import parse_options, read_json_as
 

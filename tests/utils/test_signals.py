@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.launch import ROOT
+from tests.processes import ROOT
 from utils import signals
 from utils.errors import Interrupted
 from utils.signals import StopSignal

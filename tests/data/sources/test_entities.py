@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
 from data.sources.entities import (
     MAX_BOXES,
@@ -25,7 +24,6 @@ from data.sources.entities import (
 from examples.scenes.dataset import Recipe, captions_of, plan, scene_of
 from examples.scenes.files import make_scenes
 from examples.scenes.layout import HEIGHT, WIDTH
-from tests.fuzz.mutations import Seed, mutated
 from utils.errors import InputError
 
 LINE = "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] wave [/EN#0/notvisual something] ."
@@ -189,20 +187,6 @@ def test_bombs(tmp_path: Path, content: str, complaint: str) -> None:
     assert most < 24 * MAX_BYTES
     assert complaint in message
     assert len(message) < 1000
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(mutated([Seed(XML.encode()), Seed(LINE.encode()), Seed(f"{LINE}\n{LINE}".encode())]))
-def test_whatever_the_bytes_are(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged"
-    path.write_bytes(data)
-    for read in (read_boxes, read_sentences):
-        message = ""
-        try:
-            read(path)
-        except InputError as error:
-            message = str(error)
-        assert not message or message.startswith(f"{path}: line ")
 
 
 def refusal(path: Path) -> str:
