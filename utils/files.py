@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PARTIAL = ".partial"
 
@@ -176,6 +177,8 @@ def save_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
 
 def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays as ``.npz``, atomically."""
+    import numpy as np  # here, because downloads run before anything is installed
+
     with atomic_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
