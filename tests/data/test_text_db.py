@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import lz4.frame
 import msgpack
@@ -137,6 +138,9 @@ def test_bad_records_are_named(database: Path, record: bytes, message: str) -> N
         with_record(database, record)["9"]
 
 
+INTERRUPTED = MagicMock(__iter__=MagicMock(side_effect=KeyboardInterrupt))
+
+
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
@@ -147,6 +151,7 @@ def test_bad_records_are_named(database: Path, record: bytes, message: str) -> N
         ([("k" * 512, [1], "a.npz")], InputError, "text id .* has a name of 512 bytes, expected 1 to 511"),
         ([("1", [1], "__keys__")], InputError, "image '__keys__' has a reserved name"),
         ([("1", [1], "a.npz", object())], TypeError, None),
+        ([("1", [1], "a.npz"), ("2", INTERRUPTED, "a.npz")], KeyboardInterrupt, None),
     ],
 )
 def test_writer_refuses_and_leaves_nothing(tmp_path: Path, texts: Any, error: type[Exception], message: str | None) -> None:

@@ -19,23 +19,14 @@ CAPTIONS = [
     "Two young guys with shaggy hair look at their hands while hanging out in the yard.",
     'A man\'s T-shirt says "I ♥ NY" & costs $9.99 (or less)...',
     "  leading,\ttabs \n newlines\r\n and  double spaces  ",
-    "Ein Mädchen, façade, naïve café — “quoted” … ½ °C №5",
     "cafe\u0301 with a combining accent, and e\u0301e\u0301",
-    "一个男人 rides a 馬 in 東京 and 한국어 text, ひらがな カタカナ",
-    "emoji 😀 and 👩‍👩‍👧 joined; flags 🇩🇪; heart ❤️",
-    "Привет мир; ελληνικά; עברית; العربية؛ हिन्दी",
-    "no\u00a0break\u2003em\u3000ideographic\u2028line\u2029paragraph\x85next\x0bvertical\x0cfeed\x1cfile",
-    "con\x00trol\x01 cha\x7fracters \u200bzero\u200dwidth \ufeffbom \ufffd replaced \ue000private soft\u00adhyphen",
     "x" * 99 + " " + "x" * 100 + " " + "x" * 101 + " " + "é" * 100 + "," + "a" * 150,
     "word" + "\x00" * 10 + "s" * 100 + "-" + "w" * 100,
     "[CLS] a [MASK] b [SEP] [PAD] [UNK] [unused1] a[SEP]b [SEP]. [sep] [ SEP ]",
     "##ing un##able # # ## @-@ <unk> <s> http://a.b/c?d=e&f=g user@mail.com 1,000.50 3/4 10:30pm A.M.",
-    "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ¡¿§¶·«»‹›„“”‘’†‡•…‰′″",  # noqa: RUF001
     "unaffable Unaffable UNAFFABLE uNaFfAbLe antidisestablishmentarianism Llanfairpwllgwyngyllgogerychwyrndrobwll",
     "",
-    " \t\n ",
     "\x00\u200b",
-    ".",
 ]
 
 
