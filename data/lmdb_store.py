@@ -201,15 +201,10 @@ def check_name(name: str) -> None:
 
 
 class LmdbWriter:
-    """Writes a new LMDB folder, which appears at ``path`` when the ``with`` block succeeds.
+    """Writes a new LMDB folder, which appears at ``path`` when the ``with`` block succeeds, and is at ``folder`` until then.
 
-    Raises ``InputError`` if ``path`` exists, if another process is writing it, and if the disk is full or read-only.
-
-    Args:
-        finish: called at the end of a block that succeeds, for records and files that depend on all others.
-
-    Attributes:
-        folder: where the database is while it is being written; files that belong beside ``data.mdb`` go there.
+    ``finish`` is called at the end of a block that succeeds, for records and files that depend on all others. Raises
+    ``InputError`` if ``path`` exists, if another process is writing it, and if the disk is full or read-only.
     """
 
     def __init__(self, path: Path | str, finish: Callable[[], None] = lambda: None) -> None:

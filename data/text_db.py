@@ -47,8 +47,7 @@ class TextDatabase:
         images: names of the images that have a text here, in the order of their first texts; ``image_index`` is the inverse.
         image_of: (texts,) int32, index in ``images`` of each text's image.
 
-    Raises:
-        InputError: a file is missing, malformed or contradicts another, or there is no text.
+    Raises ``InputError`` if a file is missing, malformed or contradicts another, and if there is no text.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -59,9 +58,7 @@ class TextDatabase:
         meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
-        self.vocab_size: int = meta["v_range"][1]
-        self.cls_id: int = meta["CLS"]
-        self.sep_id: int = meta["SEP"]
+        self.vocab_size, self.cls_id, self.sep_id = int(meta["v_range"][1]), int(meta["CLS"]), int(meta["SEP"])
         lengths = read_map(self.path / "id2len.json", LENGTHS)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import pytest
 from data.lmdb_store import LmdbReader, LmdbWriter
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
 RECORDS = {"__keys__": b"4", "a": b"1", "__not_special": b"2", "_": b"3", "z": b"4", "__version__": b"5"}
 NAMES = ["_", "__not_special", "a", "z"]
 
@@ -109,19 +105,3 @@ def test_writer_grows_its_map_and_keeps_every_record(tmp_path: Path, monkeypatch
     write(tmp_path / "db", values)
     with LmdbReader(tmp_path / "db") as reader:
         assert {key: bytes(reader.get(key)) for key in list(reader.keys())} == values
-
-
-def test_killed_writer_leaves_no_database(tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from data.lmdb_store import LmdbWriter\n"
-        "with LmdbWriter(sys.argv[1]) as writer:\n"
-        "    writer.put('a', b'1'); writer._flush(); print('ready', flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, tmp_path / "db"], cwd=ROOT, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        child.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "db").exists()
-    assert all(entry.name.startswith(".") for entry in tmp_path.iterdir())
-    write(tmp_path / "db", RECORDS)
-    assert len(LmdbReader(tmp_path / "db")) == 4
