@@ -220,10 +220,7 @@ class ImageDatabaseWriter:
 
     def put_encoded(self, name: str, record: bytes, kept: int) -> None:
         """Add an image that ``encode_image`` has made into a record of ``kept`` boxes, possibly in another process."""
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InputError(f"{self.lmdb_path}: image {name!r} {error}") from error
+        check_name(name, f"{self.lmdb_path}: image {name!r} ")
         if name in self:
             raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
         if self._agreed is not None and self._agreed.get(name) != kept:

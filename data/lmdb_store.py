@@ -191,13 +191,13 @@ def _is_special(key: bytes) -> bool:
     return key.startswith(b"__") and key.endswith(b"__")
 
 
-def check_name(name: str) -> None:
-    """Raise ``ValueError`` unless a record can have this name."""
+def check_name(name: str, where: str = "") -> None:
+    """Raise ``InputError``, with ``where`` in front of what is wrong, unless a record can have this name."""
     key = name.encode("utf-8", "surrogateescape")
     if not 0 < len(key) <= MAX_KEY_BYTES:
-        raise ValueError(f"has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
+        raise InputError(f"{where}has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
     if _is_special(key):
-        raise ValueError("has a reserved name, expected one that does not begin and end with __")
+        raise InputError(f"{where}has a reserved name, expected one that does not begin and end with __")
 
 
 class LmdbWriter:

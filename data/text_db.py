@@ -183,11 +183,8 @@ class TextDatabaseWriter:
         if not 0 < length <= MAX_ITEMS:
             wrong = f"has {length:,} word pieces, expected at most {MAX_ITEMS:,}" if length else "has no word pieces"
             raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
-        for kind, name in (("text id", text_id), ("image", image)):
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise InputError(f"{self.path}: {kind} {short_repr(name)} {error}") from error
+        check_name(text_id, f"{self.path}: text id {short_repr(text_id)} ")
+        check_name(image, f"{self.path}: image {short_repr(image)} ")
         if text_id in self._lengths:
             raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)

@@ -101,16 +101,15 @@ def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> 
         ("meta.json", {"SEP": 28996}, "SEP is 28996, expected a word-piece id from 0 to 28995"),
         ("id2len.json", {"77": 3}, "txt2img.json: lacks text '77'"),
         ("id2len.json", {"9": "1"}, "'9' has '1'"),
-        ("id2len.json", None, "empty split"),
         ("txt2img.json", {"9": 4}, "'9' has 4"),
         ("txt2img.json", {"9": "b.npz"}, "img2txts.json: lists text '9' for image 'a.npz', but txt2img.json has 'b.npz'"),
         ("img2txts.json", {"a.npz": []}, "img2txts.json: lacks text '9'"),
         ("img2txts.json", {"a.npz": "9"}, "'a.npz' has '9'"),
     ],
 )
-def test_contradictions_between_sidecars(database: Path, name: str, edit: dict[str, Any] | None, message: str) -> None:
+def test_contradictions_between_sidecars(database: Path, name: str, edit: dict[str, Any], message: str) -> None:
     file = database / name
-    file.write_text(json.dumps({} if edit is None else json.loads(file.read_text()) | edit))
+    file.write_text(json.dumps(json.loads(file.read_text()) | edit))
     with pytest.raises(InputError, match=message):
         TextDatabase(database)
 
@@ -144,9 +143,7 @@ INTERRUPTED = MagicMock(__iter__=MagicMock(side_effect=KeyboardInterrupt))
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ([("1", [1], "a.npz"), ("1", [1], "a.npz")], InputError, r"b\.db: text id '1' occurs twice"),
         ([], InputError, r"b\.db: empty split"),
-        ([("1", [], "a.npz")], InputError, "has no word pieces"),
         ([("1", [1] * 4097, "a.npz")], InputError, "has 4,097 word pieces, expected at most 4,096"),
         ([("k" * 512, [1], "a.npz")], InputError, "text id .* has a name of 512 bytes, expected 1 to 511"),
         ([("1", [1], "__keys__")], InputError, "image '__keys__' has a reserved name"),
