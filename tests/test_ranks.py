@@ -25,7 +25,8 @@ from data.datasets import HardNegativeDataset
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.candidates import sampled_candidates
+from evaluation.scoring import score_matrix
 from model.chunks import ChunkSize
 from model.retrieval import ComputeSettings
 from optim.options import TrainOptions
@@ -61,7 +62,7 @@ def train(group: ProcessGroup, dropout: float, batches: Iterator[AnchorBatch], *
     trainer = Trainer(model, dataclasses.replace(OPTIONS, **changes), COMPUTE, group)
     seen: dict[str, list[Any]] = {"gradients": [], "norms": [], "weights": [], "checksums": []}
     for number in range(UPDATES):
-        seen["norms"].append(trainer.update(batches, number).grad_norm)
+        seen["norms"].append(trainer.update(batches, number).scalars["grad_norm"])
         seen["gradients"].append(trainer.gradient.flat.clone())
         seen["weights"].append(torch.cat([tensor.flatten() for tensor in model.state_dict().values()]))
         seen["checksums"].append(hashlib.sha256(seen["weights"][-1].numpy().tobytes()).hexdigest())
