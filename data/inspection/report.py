@@ -124,15 +124,14 @@ class Report:
     faults: Faults = field(default_factory=Faults)
 
 
-def bins(counts: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """Group ``counts`` into at most twenty bins 1, 2, 5, 10 ... numbers wide: (first number, last number, count)."""
+def bins(counts: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Group ``counts`` into at most twenty bins 1, 2, 5, 10 ... numbers wide: the edges (bins + 1,) and the totals (bins,)."""
     low, high = min(counts), max(counts)
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
     step = next(step for step in steps if high // step - low // step < _MAX_BINS)
-    totals = dict.fromkeys(range(low // step, high // step + 1), 0)
-    for number, times in counts.items():
-        totals[number // step] += times
-    return [(index * step, index * step + step - 1, total) for index, total in totals.items()]
+    edges = np.arange(low // step, high // step + 2) * step
+    totals, _ = np.histogram(list(counts), edges, weights=list(counts.values()))
+    return edges, totals
 
 
 def spread(counts: Mapping[int, int], each: str) -> str:
@@ -149,12 +148,7 @@ def share(part: int, whole: int, things: str) -> str:
 
 def size_on_disk(files: Iterable[Path]) -> str:
     """The total size of those ``files`` that exist."""
-    size = float(sum(file.stat().st_size for file in files if file.is_file()))
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:,.1f} MB"
 
 
 def table(fields: Mapping[str, Any]) -> dict[str, str]:
