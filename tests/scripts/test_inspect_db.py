@@ -160,7 +160,7 @@ def test_program_in_ascii_and_in_several_processes(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
     report, _, faults = done.stdout.decode("ascii").partition("\nWRONG\n")
     assert re.search(r"raw +Un caf\\xe9, \[31m s'il vous pla\\xeet\.\n", report)
-    assert re.search(r"^ +0-4 +911 +36\.4%  #{35}$", report, re.MULTILINE)
+    assert re.search(r"^ +0-4 +911 +36\.4%  #{28}$", report, re.MULTILINE)
     assert max(map(len, re.sub(r"\S*many\.db", "", report).splitlines())) <= 80
     assert re.findall(r"\d+  .*|'\d+'.*", faults) == [
         "2  records that are refused: is cut short ...",
