@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,26 +62,20 @@ class Faults:
         self.counts.update(other.counts)
 
 
-@dataclass
-class Range:
-    """Minimum, maximum, mean and share of zeros of all numbers seen."""
+class Range(NamedTuple):
+    """Number, minimum, maximum and sum of all numbers seen, and how many of them are 0."""
 
-    count: int = 0
-    total: float = 0.0
-    low: float = math.inf
-    high: float = -math.inf
-    zeros: int = 0
+    count: int
+    low: float
+    high: float
+    total: float
+    zeros: int
 
     @classmethod
     def of(cls, values: np.ndarray) -> Range:
         """That of ``values``, which are finite and not empty."""
-        zeros = values.size - int(np.count_nonzero(values))
-        return cls(values.size, float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()), zeros)
-
-    def update(self, other: Range) -> None:
-        """Add other numbers."""
-        self.count, self.total, self.zeros = self.count + other.count, self.total + other.total, self.zeros + other.zeros
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        low, high, total = float(values.min()), float(values.max()), float(values.sum(dtype=np.float64))
+        return cls(values.size, low, high, total, int(np.count_nonzero(values == 0)))
 
     @property
     def mean(self) -> float:
@@ -98,11 +91,17 @@ class Summary:
     examples: dict[Any, Any] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
+    def add_range(self, name: str, new: Range) -> None:
+        """Extend a range by more numbers."""
+        old = self.ranges.get(name, new._replace(count=0, total=0, zeros=0))
+        low, high = min(old.low, new.low), max(old.high, new.high)
+        self.ranges[name] = Range(old.count + new.count, low, high, old.total + new.total, old.zeros + new.zeros)
+
     def update(self, other: Summary) -> None:
         """Add what later records hold."""
         self.counts.update(other.counts)
         for name, values in other.ranges.items():
-            self.ranges.setdefault(name, Range()).update(values)
+            self.add_range(name, values)
         self.examples = other.examples | self.examples
         self.faults.update(other.faults)
 

@@ -76,37 +76,26 @@ def test_every_kind_becomes_a_database(tmp_path: Path, kind: str, flags: list[st
     assert noted["made_by"]["program"] == "scripts/convert_imgdir.py"
 
 
-def test_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ids = ["COCO_val2014_000000000042", "42", "77", "9", "dog"]
-    (tmp_path / "a.tsv").write_bytes(b"".join(line(ROWS["butd"](name, Detected(number))) for number, name in enumerate(ids)))
-    pictures = [("COCO_val2014_000000000042.jpg", "test"), ("COCO_train2014_000000000077.jpg", "train")]
-    images = [{"filename": name, "split": split, "sentences": [{"sentid": 1, "raw": "a"}]} for name, split in pictures]
-    (tmp_path / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
-
-    def names(*flags: object) -> tuple[list[str], list[str]]:
-        """The names of the images, and the reasons why others are left out."""
-        output = tmp_path / f"db{len(list(tmp_path.iterdir()))}"
-        code, errors = convert(capsys, "--tsv", tmp_path / "a.tsv", "--output", output, *flags)
-        reasons = [line.rsplit(": ", 1)[1] for line in errors.split("\n") if line.startswith("  ")]
-        assert code == bool(reasons)
-        database = ImageDatabase(output)
-        found = database.names()
-        database.close()
-        return found, sorted(reasons)
-
-    assert names() == ([f"{name}.npz" for name in ids], [])
-    there = "image 'coco_val2014_000000000042.npz' is there already, the first one is kept"
-    by_number = [f"coco_val2014_{number:012d}.npz" for number in (42, 77, 9)]
-    assert names("--prefix", "coco_val2014_") == (by_number, [there, "its id 'dog' has no number, which --prefix needs"])
-    annotated = ["coco_val2014_000000000042.npz", "coco_train2014_000000000077.npz"]
-    absent = "dataset_coco.json names no such picture"
-    assert names("--annotations", tmp_path / "dataset_coco.json") == (annotated, [absent, absent, there])
+def test_names_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ["COCO_val2014_000000000042", "42", "77", "dog"]
+    (tmp_path / "a.tsv").write_bytes(b"".join(line(ROWS["butd"](name, Detected(0))) for name in ids))
+    source = ("--tsv", tmp_path / "a.tsv", "--prefix", "coco_val2014_")
+    code, errors = convert(capsys, *source, "--output", tmp_path / "db")
+    assert code == 1
+    assert "row 2 ('42'): image 'coco_val2014_000000000042.npz' is there already, the first one is kept\n" in errors
+    assert "row 4 ('dog'): its id 'dog' has no number, which --prefix needs\n" in errors
+    database = ImageDatabase(tmp_path / "db")
+    assert database.names() == ["coco_val2014_000000000042.npz", "coco_val2014_000000000077.npz"]
+    database.close()
 
 
-def test_annotations_name_pictures_by_their_names_first(tmp_path: Path) -> None:
+def test_names_of_annotations(tmp_path: Path) -> None:
     rows = [("cat_1.jpg", "a"), ("7.jpg", "b"), ("x/dog_2.jpg", "c"), ("cow.jpg", "d")]
     (tmp_path / "a.csv").write_text("image,caption,split\n" + "".join(f"{name},{text},test\n" for name, text in rows))
-    name_of = naming(None, tmp_path / "a.csv")
+    picture = {"filename": "COCO_train2014_000000000077.jpg", "split": "train", "sentences": [{"sentid": 1, "raw": "a"}]}
+    (tmp_path / "coco.json").write_text(json.dumps({"dataset": "coco", "images": [picture]}))
+    name_of, coco_name_of = naming(None, tmp_path / "a.csv"), naming(None, tmp_path / "coco.json")
+    assert coco_name_of("77") == "coco_train2014_000000000077.npz"
     assert [name_of(name) for name in ("cat_1", "cat_1.npz", "7", "000007", "dog_2.jpg")] == [
         "cat_1.npz", "cat_1.npz", "7.npz", "7.npz", "dog_2.npz",
     ]  # fmt: skip
