@@ -220,7 +220,7 @@ class BlockDataset(Dataset[PairBatch]):
         everything = split.text_db.ids if kind == "texts" else split.image_names
         self.names = everything if names is None else names
 
-    def place(self, index: int) -> slice:
+    def positions(self, index: int) -> slice:
         """Return the positions that block ``index`` has among the texts or images."""
         return slice(index * self.size, min((index + 1) * self.size, len(self.names)))
 
@@ -228,5 +228,5 @@ class BlockDataset(Dataset[PairBatch]):
         return math.ceil(len(self.names) / self.size)
 
     def __getitem__(self, index: int) -> PairBatch:
-        block = self.names[self.place(index)]
+        block = self.names[self.positions(index)]
         return self.split.read(block, []) if self.kind == "texts" else self.split.read([], block)
