@@ -66,7 +66,7 @@ def browser(profile: Path) -> Iterator[BrowserContext]:
 
 
 class Opened:
-    """A page in a tab of its own, with the errors that it reported and the URLs that it requested."""
+    """A page in a new tab, with the errors that it reported and the URLs that it requested."""
 
     def __init__(self, context: BrowserContext, file: Path, width: int = 1280, height: int = 800, dark: bool = False) -> None:
         self.page: Page = context.new_page()

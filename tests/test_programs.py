@@ -86,7 +86,7 @@ def test_evaluation_of_the_golden_model(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_training_then_evaluation(tmp_path: Path, few_texts: Path) -> None:
-    """Each in a process of its own; the evaluation takes its settings from the training."""
+    """Each in its own process; the evaluation takes its settings from the training."""
     run = tmp_path / "run"
     databases = few_texts, BUNDLED.image_db
     options = training(*databases, run, "--IAIS", "singular", test_txt_db=databases[0], test_img_db=databases[1], n_workers=1)

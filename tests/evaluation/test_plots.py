@@ -39,7 +39,7 @@ def cells(columns: int, rows: int) -> np.ndarray:
 
 
 def chessboard(columns: int, rows: int) -> Picture.Image:
-    """A picture in which each of these boxes has a colour of its own."""
+    """A picture in which each of these boxes has a different colour."""
     colours = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
     return Picture.fromarray(colours.repeat(20, axis=0).repeat(20, axis=1))
 

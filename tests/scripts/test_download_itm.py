@@ -284,7 +284,7 @@ def wait_for(storage: Path, path: str) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_ended_while_downloading(site: Site, storage: Path, fetch: Fetch, number: int, code: int) -> None:
-    """One call at a time; after SIGKILL curl goes on, and keeps others out until it ends."""
+    """One call at a time; after SIGKILL curl continues, and excludes others until it ends."""
     site.faults[IMAGES].append(Fault(sent=8000, stalls=True))
     process = start(storage, "flickr", "--mirror", site.url)
     wait_for(storage, IMAGES)

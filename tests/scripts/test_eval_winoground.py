@@ -31,7 +31,7 @@ def saved_scores(output: Path) -> list[dict[str, Any]]:
 
 
 def one_at_a_time(scenes: Scenes, **boxes: Any) -> np.ndarray:
-    """(E, 2, 2): the scores of all examples, each pair in a batch of its own."""
+    """(E, 2, 2): the scores of all examples, each pair in a separate batch."""
     retriever = Retriever.from_checkpoint(scenes.folder / "model.pt", scenes.folder / "model.json", device="cpu")
     database = ImageDatabase(scenes.folder / "db", BoxRule(**boxes))
 
