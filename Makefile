@@ -1,7 +1,7 @@
 # Every target works on a fresh clone: it creates or updates .venv first (scripts/setup_venv.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench clean venv venv-dev horovod
+.PHONY: help demo test test-long lint bench clean venv venv-dev horovod horovod-for-tests
 
 PY := .venv/bin/python
 export PYTHON TORCH_INDEX_URL
@@ -29,10 +29,15 @@ help:
 demo: venv
 	$(PY) scripts/demo.py $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+test: horovod-for-tests
+	$(PY) -m pytest $(ARGS)
+
+test-long: horovod-for-tests
+	$(PY) -m pytest -m long tests $(ARGS)
+
 # Without a compiler (exit code 3) the tests that need horovod are skipped.
-test test-long: venv-dev
+horovod-for-tests: venv-dev
 	@bash scripts/install_horovod.sh $(PY) || [ $$? -eq 3 ]
-	$(PY) -m pytest $(if $(filter test-long,$@),-m long tests) $(ARGS)
 
 bench: venv
 	$(PY) benchmarks/run.py $(ARGS)
@@ -43,7 +48,7 @@ lint: venv-dev
 	$(PY) -m mypy
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache
 	find . -type d \( -name .venv -o -name .git \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 
 horovod: venv

@@ -1,10 +1,10 @@
-"""How fast captions and region features become databases, beside what bounds that: unpacking the source and the disk.
+"""Measure how fast captions and region features become databases, and what bounds it: unpacking, packing and the disk.
 
     python benchmarks/conversion.py --captions 200000 --images 3000
 
-Runs the converters as a user does, on random data of Flickr30k's sizes. "Unpacking" is the time in which as many processes only
-read the source and undo its compression or base64, "packing" that in which they compress the records, "disk" that of one
-process that writes as many bytes as the database has. What a conversion takes beyond the largest of them is the program's own.
+Runs the converters as a user does, on random data of Flickr30k's sizes. "Unpacking" is the time to read the source and undo its
+compression or base64, "packing" the time to compress the records, each divided by the number of processes; "disk" is the time
+to write as many bytes as the database has. What a conversion takes beyond the largest of them is the program's own.
 """
 
 from __future__ import annotations
@@ -18,47 +18,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from benchmarks.machine import describe
+from benchmarks.machine import CPU, describe, seconds_of
 from benchmarks.synthetic import image_name, random_regions
 from data.records import read_members, write_npz
 from data.tokenizer import load_tokenizer
-from utils.precision import choose_device
 from utils.provenance import ROOT, provenance
 
-WIDTH, SIDE = 2048, 1000  # numbers per feature; pixels of a picture's side
-
-
-def clock(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-RUN = """import runpy, sys
+WIDTH, SIDE = 2048, 1000  # numbers per feature; side of a picture in pixels
+PROGRAM = """import runpy, sys
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))"""
 
 
-def convert(program: str, *words: object) -> tuple[float, float]:
-    """Seconds of one of our programs, its start included, and the most memory of its first process in MB (on Linux)."""
-    command = [sys.executable, "-c", RUN, str(ROOT / "scripts" / program), *map(str, words)]
+def convert(program: str, *arguments: object) -> tuple[float, str]:
+    """Run one of ``scripts/``; return its seconds, start included, and the peak memory of its first process (on Linux)."""
+    command = [sys.executable, "-c", PROGRAM, str(ROOT / "scripts" / program), *map(str, arguments)]
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{program} failed")
-    return time.perf_counter() - started, int(done.stdout.split()[-1]) / 1000
+    return time.perf_counter() - started, f"{int(done.stdout.split()[-1]) / 1000:,.0f} MB"
 
 
 def write_captions(path: Path, count: int) -> None:
-    """Karpathy's JSON with captions of 6 to 17 words, which are as unequally frequent as words are."""
+    """Write Karpathy's JSON with captions of 6 to 17 words, whose frequencies fall as those of real words."""
     rng = np.random.default_rng(0)
     words = np.array([piece for piece in load_tokenizer().pieces[1000:] if piece.isalpha()])
     share = 1 / np.arange(1, len(words) + 1)
@@ -66,23 +56,13 @@ def write_captions(path: Path, count: int) -> None:
     images = []
     for number in range(count // 5):
         captions = [" ".join(next(drawn) for _ in range(length)) + "." for length in rng.integers(6, 18, 5)]
-        sentences = [{"raw": raw, "sentid": 5 * number + place} for place, raw in enumerate(captions)]
+        sentences = [{"raw": raw, "sentid": 5 * number + index} for index, raw in enumerate(captions)]
         images.append({"filename": f"{number}.jpg", "split": "train", "sentences": sentences})
     path.write_text(json.dumps({"dataset": "flickr30k", "images": images}))
 
 
-def captions(folder: Path, count: int, processes: list[int]) -> None:
-    """Measure text databases."""
-    write_captions(folder / "dataset_random.json", count)
-    for nproc in processes:
-        words = ["--annotations", folder / "dataset_random.json", "--split", "train", "--output", folder / "texts.db"]
-        seconds, memory = convert("create_txtdb.py", *words, "--nproc", nproc)
-        print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory:,.0f} MB")
-        shutil.rmtree(folder / "texts.db")
-
-
 def write_sources(folder: Path, count: int) -> dict[str, Path]:
-    """The same images as compressed and plain ``.npz`` and, without class scores, as bottom-up-attention's TSV."""
+    """Write the same images as compressed and plain ``.npz`` and, without class scores, as bottom-up-attention's TSV."""
     rng = np.random.default_rng(0)
     sources = {name: folder / name for name in ("compressed .npz", "plain .npz", "TSV")}
     for name in ("compressed .npz", "plain .npz"):
@@ -93,14 +73,14 @@ def write_sources(folder: Path, count: int) -> dict[str, Path]:
             np.savez_compressed(sources["compressed .npz"] / image_name(number), **arrays)
             np.savez(sources["plain .npz"] / image_name(number), **arrays)
             boxes, features = (arrays[name].astype("<f4") for name in ("norm_bb", "features"))
-            packed = [base64.b64encode(array.tobytes()) for array in (boxes[:, :4] * SIDE, features)]
+            encoded = [base64.b64encode(array.tobytes()) for array in (boxes[:, :4] * SIDE, features)]
             head = [str(value).encode() for value in (number, SIDE, SIDE, len(features))]
-            table.write(b"\t".join([*head, *packed]) + b"\n")
+            table.write(b"\t".join([*head, *encoded]) + b"\n")
     return sources
 
 
 def unpack(source: Path) -> None:
-    """Read a source and undo what it is wrapped in."""
+    """Read a source and undo its compression or base64."""
     if source.is_dir():
         for path in source.iterdir():
             read_members(path.read_bytes(), ("features", "norm_bb", "conf", "soft_labels"))
@@ -111,37 +91,48 @@ def unpack(source: Path) -> None:
                 base64.b64decode(field.strip(), validate=True)
 
 
-def write(folder: Path, size: int) -> None:
-    """Write so many bytes, to the disk."""
+def write(path: Path, size: int) -> None:
+    """Write ``size`` bytes, rounded down to MiB, to the disk."""
     block = os.urandom(1 << 20)
-    with open(folder / "written", "wb") as file:
+    with open(path, "wb") as file:
         for _ in range(size >> 20):
             file.write(block)
         os.fsync(file.fileno())
-    (folder / "written").unlink()
+    path.unlink()
 
 
-def images(folder: Path, count: int, processes: list[int]) -> None:
-    """Measure image databases."""
-    sources = write_sources(folder, count)
+def measure_captions(folder: Path, count: int, processes: list[int]) -> None:
+    """Convert captions to text databases and print a line for each number of processes."""
+    source, output = folder / "dataset_random.json", folder / "texts.db"
+    write_captions(source, count)
+    for nproc in processes:
+        options = ["--annotations", source, "--split", "train", "--output", output, "--nproc", nproc]
+        seconds, memory = convert("create_txtdb.py", *options)
+        print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory}")
+        shutil.rmtree(output)
+
+
+def measure_images(folder: Path, count: int, processes: list[int]) -> None:
+    """Convert each source to plain and to compressed image databases and print a line for each number of processes."""
+    sources, output = write_sources(folder, count), folder / "images"
     rng = np.random.default_rng(0)
-    packing = clock(lambda: [write_npz(random_regions(rng, WIDTH)) for _ in range(20)]) * count / 20
+    packing = seconds_of(lambda: [write_npz(random_regions(rng, WIDTH)) for _ in range(20)]) * count / 20
     for name, source in sources.items():
-        unpack(source)  # so that both read from memory what fits there
-        unpacking = clock(lambda source=source: unpack(source))
+        unpack(source)  # brings what fits there into the page cache, for both
+        unpacking = seconds_of(lambda source=source: unpack(source))
         for flags in ([], ["--compress"]):
             for nproc in processes:
-                words = ["--img_dir" if source.is_dir() else "--tsv", source, "--output", folder / "images", *flags]
-                seconds, memory = convert("convert_imgdir.py", *words, "--nproc", nproc)
-                size = sum(path.stat().st_size for path in (folder / "images").rglob("data.mdb"))
-                shutil.rmtree(folder / "images")
-                bounds = {"unpacking": unpacking / nproc, "disk": clock(lambda size=size: write(folder, size))}
+                options = ["--img_dir" if source.is_dir() else "--tsv", source, "--output", output, *flags, "--nproc", nproc]
+                seconds, memory = convert("convert_imgdir.py", *options)
+                size = sum(path.stat().st_size for path in output.rglob("data.mdb"))
+                shutil.rmtree(output)
+                bounds = {"unpacking": unpacking / nproc, "disk": seconds_of(lambda size=size: write(folder / "block", size))}
                 if flags:
                     bounds["packing"] = packing / nproc
-                shown = ", ".join(f"{bound} {of_bound:.1f} s" for bound, of_bound in bounds.items())
                 print(
                     f"{count:,} images, {name}{' to compressed' if flags else ''}, {nproc} processes: {seconds:.1f} s, "
-                    f"{count / seconds:,.0f} images/s, {size / seconds / 1e6:,.0f} MB/s, {memory:,.0f} MB; {shown}"
+                    f"{count / seconds:,.0f} images/s, {size / seconds / 1e6:,.0f} MB/s, {memory}; "
+                    + ", ".join(f"{bound} {value:.1f} s" for bound, value in bounds.items())
                 )
 
 
@@ -152,11 +143,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--nproc", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        captions(Path(folder), arguments.captions, arguments.nproc)
-        images(Path(folder), arguments.images, arguments.nproc)
-    print(f"on {describe(choose_device('cpu'))}, {provenance()['machine']}")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        measure_captions(Path(folder), options.captions, options.nproc)
+        measure_images(Path(folder), options.images, options.nproc)
+    print(f"on {describe(CPU)}, {provenance()['machine']}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How cost grows: evaluation with the number of pairs, and a text database with the number of its texts.
+"""Measure how cost grows: evaluation with the number of pairs, and a text database with the number of its texts.
 
     python benchmarks/growth.py
 
 Evaluation scores slices of random data of Flickr30k's sizes with UNITER-tiny, each in a process of its own, into a matrix in a
-file, as inf_itm.py does. The databases of up to a million texts have five to an image, whose features are 8 numbers wide.
+file, as inf_itm.py does. The databases of up to a million texts have five per image, with features 8 numbers wide.
 """
 
 from __future__ import annotations
@@ -11,166 +11,136 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import torch
 
-from benchmarks.machine import memory_peak, start_memory_peak
-from benchmarks.synthetic import image_name, write_data
+from benchmarks.machine import CPU, in_new_process, memory_peak, seconds_of, start_memory_peak
+from benchmarks.synthetic import compute_settings, image_name, open_split, random_model, write_data, write_texts
 from data.datasets import HardNegativeDataset
 from data.image_db import ImageDatabaseWriter
 from data.loader import Loader
-from data.split import RetrievalSplit
-from data.text_db import TextDatabaseWriter
 from evaluation.recall import ranks, recalls
 from evaluation.scoring import partial_scores, score_matrix
-from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.cpu import packed_for_inference
-from model.retrieval import ComputeSettings, RetrievalModel
 from utils.distributed import SingleProcess
-from utils.precision import Precision
 from utils.provenance import ROOT, provenance
 
-CPU = torch.device("cpu")
-WIDTH = 8
+NARROW = UniterConfig(img_dim=8)
 
 
 def evaluation(folder: Path) -> dict[str, float]:
-    """Score what is in ``folder``, and rank: seconds of the scoring, and bytes at the peak of both beyond those before."""
+    """Score everything in ``folder`` and compute recall; return the seconds of scoring and the peak in additional bytes."""
     config = UniterConfig.from_json(ROOT / "config/uniter-tiny.json")
-    torch.manual_seed(0)
-    model = RetrievalModel(config)
-    compute = ComputeSettings(
-        Precision("fp32", CPU), ChunkSize.for_device(CPU, config.intermediate_size, 400), prepare=packed_for_inference
-    )
-    with RetrievalSplit(str(folder / "texts.db"), str(folder / "images"), config.input_limits) as source:
-        shape = len(source.text_db), len(source.image_names)
+    model, compute = random_model(config), compute_settings(config, pairs=400)
+    with open_split(folder, config) as split:
+        shape = len(split.text_db), len(split.image_names)
         before = start_memory_peak(CPU)
         started = time.perf_counter()
-        with partial_scores(folder, shape, {}) as partial:
-            scored = score_matrix(model, source, compute, Loader(CPU), SingleProcess(), into=partial)
-            assert scored is not None
+        with partial_scores(folder, shape, {}) as scores:
+            score_matrix(model, split, compute, Loader(CPU), SingleProcess(), into=scores)
             seconds = time.perf_counter() - started
-            recalls(ranks(scored.scores, source.image_of))
-    peak = memory_peak(CPU) - before
-    return {"texts": shape[0], "images": shape[1], "seconds": seconds, "bytes": peak}
+            recalls(ranks(scores, split.image_of))
+        return {"texts": shape[0], "images": shape[1], "seconds": seconds, "bytes": memory_peak(CPU) - before}
 
 
-def ranking(texts: int, images: int) -> dict[str, float]:
-    """Rank a matrix of random scores that lies in a file: seconds, and bytes beyond those before."""
+def recall(texts: int, images: int) -> tuple[float, int]:
+    """Compute recall from random scores in a file; return seconds and the peak in additional bytes."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        scores = np.lib.format.open_memmap(Path(folder) / "scores.npy", "w+", np.float32, (texts, images))
+        path = Path(folder) / "scores.npy"
+        scores = np.lib.format.open_memmap(path, "w+", np.float32, (texts, images))
         for row in scores:
             row[:] = rng.random(images, np.float32)
         scores.flush()
         del scores
         before = start_memory_peak(CPU)
-        started = time.perf_counter()
-        recalls(ranks(np.load(Path(folder) / "scores.npy", mmap_mode="r"), np.arange(texts) % images))
-        return {"texts": texts, "images": images, "seconds": time.perf_counter() - started, "bytes": memory_peak(CPU) - before}
+        seconds = seconds_of(lambda: recalls(ranks(np.load(path, mmap_mode="r"), np.arange(texts) % images)))
+        return seconds, memory_peak(CPU) - before
 
 
 def write_many(folder: Path, texts: int) -> None:
-    """A database of short texts, five to an image."""
-    specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, 28996]}
-    rng = np.random.default_rng(0)
+    """Write a database of short texts, five per image."""
+    arrays = np.ones((10, NARROW.img_dim), np.float16), np.full((10, 6), 0.5, np.float16), np.ones(10, np.float16)
     with ImageDatabaseWriter(folder / "images") as writer:
-        features, boxes, confidence = (
-            np.ones((10, WIDTH), np.float16),
-            np.full((10, 6), 0.5, np.float16),
-            np.ones(10, np.float16),
-        )
         for number in range(texts // 5):
-            writer.put(image_name(number), features, boxes, confidence)
-    with TextDatabaseWriter(folder / "texts.db", specials) as writer:
-        for number in range(texts):
-            writer.put(str(number), rng.integers(106, 28996, 12), image_name(number // 5))
+            writer.put(image_name(number), *arrays)
+    write_texts(folder, NARROW, np.random.default_rng(0), ((image_name(number // 5), 12) for number in range(texts)))
 
 
 def opening(folder: Path) -> dict[str, float]:
-    """Seconds to open a database for training, and memory of its own that this process and a reading process then have."""
-    config = UniterConfig(img_dim=WIDTH)
+    """Open a database for training; return seconds, and the bytes that this process and a loader worker then hold."""
     before = start_memory_peak(CPU)
     started = time.perf_counter()
-    with RetrievalSplit(str(folder / "texts.db"), str(folder / "images"), config.input_limits) as source:
-        task = HardNegativeDataset([source], negative_size=399, micro_steps=10**6)
+    with open_split(folder, NARROW) as split:
+        dataset = HardNegativeDataset([split], negative_size=399, micro_steps=10**6)
         opened = time.perf_counter() - started
-        peak, after = memory_peak(CPU) - before, start_memory_peak(CPU) - before
-        task[0], task[1]
+        peak, held = memory_peak(CPU) - before, start_memory_peak(CPU) - before
+        dataset[0], dataset[1]
         first = time.perf_counter() - started
-        halves = Loader(CPU, 1)(task)
+        halves = Loader(CPU, 1)(dataset)
         for _ in range(200):
             next(halves)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        own = max(_private_bytes(int(child)) for child in children)
-    return {
-        "texts": len(source.text_db), "open": opened, "first halves": first, "peak": peak, "held": after, "reader": own,
-    }  # fmt: skip
+        worker = max(_private_bytes(int(child)) for child in children)
+    return {"open": opened, "first halves": first, "peak": peak, "held": held, "worker": worker}
 
 
 def _private_bytes(process: int) -> int:
-    """Memory that a process shares with no other."""
+    """Return the memory that a process shares with no other."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private"))
 
 
-def measure(what: str, folder: Path) -> dict[str, Any]:
-    """``what`` of ``folder``, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, "--what", what, "--folder", folder], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(function: Callable[[Path], Any], write: Callable[..., None], *sizes: Any) -> Any:
+    """Call ``function`` in a process of its own, on a folder that ``write`` has filled."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), *sizes)
+        return in_new_process(function, Path(folder))
+
+
+def size(words: str) -> tuple[int, int]:
+    """Parse texts x images, such as 400x200."""
+    texts, images = map(int, words.split("x"))
+    return texts, images
 
 
 def main() -> None:
-    """Measure and print, or on behalf of another process measure one thing."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--slices", nargs="+", default=["200x200", "400x400", "1000x400"], help="texts x images, which are no more"
-    )
-    parser.add_argument("--matrices", nargs="+", default=["5000x1000", "25000x5000"], help="texts x images, ranked alone")
-    parser.add_argument("--texts", nargs="+", type=int, default=[100_000, 1_000_000], help="of the databases that are opened")
-    parser.add_argument("--what", choices=("evaluation", "opening"), help="given by this program to its processes")
-    parser.add_argument("--folder", type=Path, help="likewise")
-    arguments = parser.parse_args()
-    if arguments.what:
-        print(json.dumps({"evaluation": evaluation, "opening": opening}[arguments.what](arguments.folder)))
-        return
-
-    for size in arguments.slices:
-        texts, images = map(int, size.split("x"))
-        with tempfile.TemporaryDirectory() as folder:
-            write_data(Path(folder), UniterConfig(), images, texts)
-            found = measure("evaluation", Path(folder))
+    slices, matrices = [(200, 200), (400, 400), (1000, 400)], [(5000, 1000), (25000, 5000)]
+    for name, default, use in (("slices", slices, "scored"), ("matrices", matrices, "only ranked")):
+        parser.add_argument(
+            f"--{name}", nargs="+", type=size, default=default, help=f"sizes such as 400x200, texts x images, {use}"
+        )
+    parser.add_argument("--texts", nargs="+", type=int, default=[100_000, 1_000_000], help="sizes of the databases to open")
+    options = parser.parse_args()
+    for texts, images in options.slices:
+        found = measure(evaluation, write_data, UniterConfig(), images, texts)
         texts, images = found["texts"], found["images"]
-        pairs = texts * images
         print(
-            f"{texts:,} x {images:,}: {found['seconds']:.1f} s, {1e6 * found['seconds'] / pairs:.0f} µs a pair, "
-            f"{found['bytes'] / 1e6:.0f} MB beyond what there was; the matrix has {4 * pairs / 1e6:.1f} MB"
+            f"{texts:,} x {images:,}: {found['seconds']:.1f} s, {1e6 * found['seconds'] / (texts * images):.0f} µs per pair, "
+            f"{found['bytes'] / 1e6:.0f} MB of additional memory; the matrix has {4 * texts * images / 1e6:.1f} MB"
         )
-    for size in arguments.matrices:
-        found = ranking(*map(int, size.split("x")))
-        matrix = 4 * found["texts"] * found["images"] / 1e6
+    for texts, images in options.matrices:
+        seconds, memory = recall(texts, images)
         print(
-            f"recalls of {found['texts']:,} x {found['images']:,}: {found['seconds']:.1f} s; {found['bytes'] / 1e6:.0f} MB, "
-            f"pages of the file included, which has {matrix:.0f} MB"
+            f"recalls of {texts:,} x {images:,}: {seconds:.1f} s; {memory / 1e6:.0f} MB, "
+            f"including pages of the file, which has {4 * texts * images / 1e6:.0f} MB"
         )
-    for texts in arguments.texts:
-        with tempfile.TemporaryDirectory() as folder:
-            write_many(Path(folder), texts)
-            found = measure("opening", Path(folder))
+    for texts in options.texts:
+        found = measure(opening, write_many, texts)
         print(
             f"{texts:,} texts: open in {found['open']:.1f} s, first halves after {found['first halves']:.1f} s; "
             f"{found['peak'] / 1e6:.0f} MB at the peak, {found['held'] / 1e6:.0f} MB held; "
-            f"a reading process has {found['reader'] / 1e6:.0f} MB of its own"
+            f"a loader worker has {found['worker'] / 1e6:.0f} MB of its own"
         )
     print(json.dumps(provenance()))
 

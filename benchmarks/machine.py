@@ -1,12 +1,17 @@
-"""What the machine can do, and what a process takes of it: matrix products a second, and the peak of memory."""
+"""What the machine can do and what a process takes of it: time, peak memory, and the fastest matrix product."""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,45 +19,72 @@ from torch import Tensor, nn
 
 from model.cpu import PrepackedLinear, can_prepack, return_freed_memory
 
+CPU = torch.device("cpu")
 CPU_SHAPES = [(1024, 768, 3072), (2048, 3072, 768), (2048, 1024, 4096), (4096, 4096, 4096)]  # rows, in, out
 GPU_SHAPES = [(8192, 8192, 8192), (32768, 4096, 4096)]
 
 
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``function`` returns in a fresh interpreter, where nothing has been allocated or loaded yet."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_call, function, *arguments).result()
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    multiprocessing.set_start_method(None, force=True)  # start loader workers as the programs do, not by "spawn"
+    return function(*arguments)
+
+
+def timing(seconds: dict[str, float], name: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Wrap ``function`` to add the seconds it takes, the work it gives to ``device`` included, to ``seconds[name]``."""
+
+    def call(*arguments: Any) -> Any:
+        _synchronize(device)
+        started = time.perf_counter()
+        result = function(*arguments)
+        _synchronize(device)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+        return result
+
+    return call
+
+
+def seconds_of(work: Callable[[], object], device: torch.device = CPU) -> float:
+    """Return the seconds that ``work`` takes, the work it gives to ``device`` included."""
+    seconds: dict[str, float] = {}
+    timing(seconds, "", work, device)()
+    return seconds[""]
+
+
 @torch.no_grad()
 def fastest_product(dtype: torch.dtype, device: torch.device, seconds: float = 6.0) -> float:
-    """The most floating-point operations a second of any matrix product among some shapes, plain or with packed weights."""
+    """Return the most floating-point operations per second of any matrix product, plain or with prepacked weights."""
     products: list[tuple[float, Callable[[], Tensor]]] = []
     for rows, width, out in CPU_SHAPES if device.type == "cpu" else GPU_SHAPES:
         layer = nn.Linear(width, out, bias=False, device=device)
-        values, weight = torch.randn(rows, width, device=device).to(dtype), layer.weight.to(dtype)
-        products.append((2.0 * rows * width * out, lambda values=values, weight=weight: F.linear(values, weight)))
+        values, operations = torch.randn(rows, width, device=device).to(dtype), 2.0 * rows * width * out
+        products.append((operations, partial(F.linear, values, layer.weight.to(dtype))))
         if device.type == "cpu" and can_prepack(dtype):
-            packed = PrepackedLinear(layer, dtype)
-            products.append((2.0 * rows * width * out, lambda values=values, packed=packed: packed(values)))
+            products.append((operations, partial(PrepackedLinear(layer, dtype), values)))
     best, until = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until:
-        for operations, product in products:
-            started = time.perf_counter()
-            product()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best = max(best, operations / (time.perf_counter() - started))
+        best = max(best, *(operations / seconds_of(product, device) for operations, product in products))
     return best
 
 
 def start_memory_peak(device: torch.device) -> int:
-    """Begin to watch for the peak; returns the bytes in use now, of the device's memory on a GPU, else of this process."""
+    """Reset the peak; return the bytes in use now, of the device's memory on a GPU, otherwise of this process."""
     gc.collect()
     return_freed_memory()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
     return _of_this_process("VmRSS")
 
 
 def memory_peak(device: torch.device) -> int:
-    """The most bytes in use since ``start_memory_peak``."""
+    """Return the most bytes in use since ``start_memory_peak``."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _of_this_process("VmHWM")
 
 
@@ -61,12 +93,16 @@ def _of_this_process(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def describe(device: torch.device) -> str:
-    """The name of the processor."""
+    """Return the name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
+    with suppress(OSError, StopIteration):  # elsewhere than on Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor()

@@ -1,204 +1,188 @@
-"""What one process of the benchmark measures: parts of the program's work, or the reference's, on random data."""
+"""What the benchmark measures, each part in a process of its own: the program's work, or the reference's, on random data."""
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 
-from benchmarks.machine import fastest_product, memory_peak, start_memory_peak
-from benchmarks.reference import Reference, decode, read, to
+from benchmarks.machine import fastest_product, memory_peak, seconds_of, start_memory_peak, timing
+from benchmarks.reference import Reference, decode, read
+from benchmarks.synthetic import HARD, compute_settings, open_split, random_model, train_options
 from data.datasets import Anchor, HardNegativeDataset
 from data.image_cache import ImageCache
 from data.loader import Loader
-from data.split import RetrievalSplit, read_pairs
+from data.split import read_pairs
 from evaluation.scoring import score_matrix
-from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.cpu import packed_for_inference
 from model.iais import REGULARISERS
-from model.retrieval import ComputeSettings, RetrievalModel
-from optim.options import TrainOptions
+from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
 from utils.distributed import SingleProcess
-from utils.precision import Precision, choose_device, choose_precision
+from utils.options import PrecisionName
+from utils.precision import choose_device
 from utils.provenance import ROOT
 
 Measured = dict[str, Any]
-HARD = 31
+Seconds = dict[str, float]
 
 
 class Bench:
-    """What one process measures: a model on random data, by the program or by the reference."""
+    """A model on the random data in ``options.data``, run by the program or by the reference.
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.device = choose_device(arguments.device)
-        self.config = UniterConfig.from_json(ROOT / f"config/uniter-{arguments.models[0]}.json")
-        precision = Precision(choose_precision(arguments.precisions[0], False, self.device), self.device)
-        chunk = ChunkSize.for_device(self.device, self.config.intermediate_size, arguments.candidates)
-        self.compute = ComputeSettings(precision, chunk, checkpointing=arguments.checkpointing, prepare=packed_for_inference)
-        data = Path(arguments.data)
-        self.source = RetrievalSplit(str(data / "texts.db"), str(data / "images"), self.config.input_limits)
+    Names of rates end in "/s" ("flops" is one too), names of memory in "bytes"; everything else is in seconds.
 
-    def model(self) -> RetrievalModel:
-        """Random weights, the same in each process."""
-        torch.manual_seed(0)
-        return RetrievalModel(self.config).to(self.device)
+    Args:
+        options: those of ``run.py``.
+        started: when this process was started, in ``time.time()``.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, model: str, precision: PrecisionName, reference: bool, started: float
+    ) -> None:
+        self.options, self.reference, self.started = options, reference, started
+        self.device = choose_device(options.device)
+        self.config = UniterConfig.from_json(ROOT / f"config/uniter-{model}.json")
+        compute = compute_settings(self.config, options.candidates, precision, self.device)
+        self.compute = replace(compute, checkpointing=options.checkpointing)
+        self.split = open_split(Path(options.data), self.config)
 
     def start_up(self) -> Measured:
-        """Seconds from nothing to the first score: imports, databases, a model of random weights, one pair."""
-        self.score_few(self.model())
-        return {"seconds": time.time() - self.arguments.started}
-
-    def score_few(self, model: RetrievalModel) -> None:
-        """One pair by the program, which also makes a library ready that is loaded at its first use."""
-        batch = read_pairs([(self.source, self.source.text_db.ids[0], self.source.image_names[0])]).to(self.device)
-        with torch.no_grad():
-            model.eval()(batch, self.compute).scores.tolist()
+        """Everything up to the first score: imports, databases, a model with random weights, one pair."""
+        self.score_one_pair(self.model())
+        return {"seconds": time.time() - self.started}
 
     def matmul(self) -> Measured:
         """The machine's peak in this arithmetic."""
         return {"flops": fastest_product(self.compute.precision.dtype, self.device)}
 
     def loader(self) -> Measured:
-        """Images a second, collected for text-anchored halves, and records a second."""
-        wanted, halves = self.arguments.candidates, self.arguments.halves
-        names = self.source.image_names[:]
-        numbers = range(1, 2 * halves, 2)
-        if self.arguments.reference:
-            task = self.task(halves)
-            pairs = [[(text, name) for _, text, name in task.candidates("text", step)] for step in range(halves)]
-            seconds = self.clock(lambda: [read(self.source, of_half) and None for of_half in pairs])
-            decoding = self.clock(lambda: [decode(self.source.image_db._store.get(name)) and None for name in names])
-            return {"images/s": wanted * halves / seconds, "decoded images/s": len(names) / decoding}
-        found: Measured = {}
-        cache = ImageCache.of([self.source], Loader(self.device), 2**40)
+        """Images collated for text-anchored halves, images decoded, and texts read."""
+        count, images, texts = self.options.halves, self.split.image_names[:], self.split.text_db.ids[:]
+        if self.reference:
+            dataset = self.dataset(count)
+            halves = [[pair[1:] for pair in dataset.candidates("text", step)] for step in range(count)]
+            records = (decode(self.split.image_db._store.get(name)) for name in images)
+            return {
+                "images/s": self.options.candidates * self.rate(count, (read(self.split, half) for half in halves)),
+                "decoded images/s": self.rate(len(images), records),
+            }
+        cache = ImageCache.of([self.split], Loader(self.device), 2**40)
         assert cache is not None
-        ways = [("images/s", 0, False), (f"by {self.arguments.n_workers} processes images/s", self.arguments.n_workers, False),
-                ("held in memory images/s", 0, True)]  # fmt: skip
-        for name, processes, held in ways:
-            task = self.task(1000)
-            task.without_images = held
-            ahead = range(1, 2 * (2 * processes + 1), 2)  # what the processes read before they are asked
-            arriving = Loader(self.device, processes, pin=True)(task, [*ahead, *numbers])
-            filled = map(cache.fill, arriving) if held else arriving
+        found: Measured = {}
+        workers = self.options.n_workers
+        for name, n_workers, cached in (
+            ("", 0, False),
+            (f"by {workers} processes ", workers, False),
+            ("held in memory ", 0, True),
+        ):
+            dataset = self.dataset(1000)
+            dataset.without_images = cached
+            ahead = range(1, 2 * (2 * n_workers + 1), 2)  # what the workers read before it is requested
+            read_halves = Loader(self.device, n_workers, pin=True)(dataset, [*ahead, *range(1, 2 * count, 2)])
+            halves = map(cache.fill, read_halves) if cached else read_halves
             for _ in ahead:
-                next(filled)
-            found[name] = wanted * halves / self.clock(lambda filled=filled: [None for _ in filled])
-        found["decoded images/s"] = len(names) / self.clock(lambda: [self.source.image_db[name] and None for name in names])
-        texts = self.source.text_db.ids[:]
-        found["text records/s"] = len(texts) / self.clock(lambda: [self.source.text_db[text] for text in texts])
+                next(halves)
+            found[f"{name}images/s"] = self.options.candidates * self.rate(count, halves)
+        found["decoded images/s"] = self.rate(len(images), (self.split.image_db[name] for name in images))
+        found["text records/s"] = self.rate(len(texts), (self.split.text_db[text] for text in texts))
         return found
 
-    def task(self, micro_steps: int, candidates: int | None = None) -> HardNegativeDataset:
-        """The halves of so many micro-steps."""
-        negatives = (candidates or self.arguments.candidates) - 1
-        return HardNegativeDataset([self.source], negative_size=negatives, micro_steps=micro_steps)
-
     def micro_step(self) -> Measured:
-        """Seconds of one micro-step, by half and by what is done in it, with an update, and its memory at the peak."""
-        options = TrainOptions(
-            train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
-            train_batch_size=1, negative_size=self.arguments.candidates - 1, hard_neg_size=HARD, num_train_steps=1000,
-        )  # fmt: skip
+        """One micro-step, by half and by step, with an update, and the peak of its memory."""
+        options = train_options(self.options.candidates - 1)
         trainer = Trainer(self.model(), options, self.compute, SingleProcess())
-        half = self.reference_half if self.arguments.reference else self.program_half
+        half = self.reference_half if self.reference else self.program_half
         regulariser = REGULARISERS["singular"]
-        half(trainer, "image", self.task(1, HARD + 1), defaultdict(float))  # libraries are loaded at their first use
-        trainer.optimizer.step()  # at learning rate 0; makes the moments
+        half(trainer, "image", self.dataset(1, HARD + 1), defaultdict(float))  # loads libraries at their first use
+        trainer.optimizer.step()  # at learning rate 0; creates the moments
         trainer.gradient.zero()
         before = start_memory_peak(self.device)
         found: Measured = {"seconds": 0.0}
         anchors: tuple[Anchor, ...] = ("image", "text")
         for anchor in anchors:
-            parts: dict[str, float] = defaultdict(float)
-            REGULARISERS["singular"] = self.timed(parts, "of which IAIS", regulariser)
-            half(trainer, anchor, self.task(1), parts)
-            found[f"{anchor}-anchored half"] = parts
-            found["seconds"] += sum(seconds for name, seconds in parts.items() if not name.startswith("of which"))
+            seconds = found[f"{anchor}-anchored half"] = defaultdict(float)
+            with patch.dict(REGULARISERS, singular=timing(seconds, "of which IAIS", regulariser, self.device)):
+                half(trainer, anchor, self.dataset(1), seconds)
+            found["seconds"] += sum(value for name, value in seconds.items() if not name.startswith("of which"))
         nn.utils.clip_grad_norm_(trainer.model.parameters(), options.grad_norm)
-        found["optimizer"] = self.clock(trainer.optimizer.step)
+        found["optimizer"] = seconds_of(trainer.optimizer.step, self.device)
         found["seconds"] += found["optimizer"]
         peak = memory_peak(self.device)
         return found | {"peak bytes": peak, "beyond the state bytes": peak - before}
 
-    def program_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeDataset, parts: dict[str, float]) -> None:
-        """A half of ``anchor``'s kind as the program does it; reading it is not timed, since it is done ahead."""
-        half, objective = task[0 if anchor == "image" else 1].to(self.device), trainer.objective
-        candidates = self.timed(parts, "mining", objective.mine)(trainer.model, half, self.compute)
-        loss = self.timed(parts, "hard pass", objective.loss)(trainer.model, half, self.compute, candidates)
-        self.timed(parts, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward)()
-
-    def reference_half(self, trainer: Trainer, anchor: Anchor, task: HardNegativeDataset, parts: dict[str, float]) -> None:
-        """The same by the reference."""
-        reference, way = Reference(trainer.model), "V" if anchor == "image" else "L"
-        pairs = [(text, name) for _, text, name in task.candidates(anchor, 0)]
-        batch = to(read(self.source, pairs), self.device)
-        candidates = self.timed(parts, "mining", reference.mine)(batch)
-        loss = self.timed(parts, "hard pass", reference.loss)(batch, candidates, HARD, "singular", way)
-        self.timed(parts, "backward", loss.backward)()
-
     def evaluation(self) -> Measured:
-        """Pairs a second of some texts against all images of the database, floating-point operations a second, and memory."""
-        texts = self.first_texts(self.arguments.texts)
-        images, model = self.source.image_names, self.model()
-        self.score_few(model)
+        """Pairs of the first texts and all images, the encoder's floating-point operations, and memory."""
+        images, model = self.split.image_names, self.model()
+        self.keep_texts(self.options.texts)
+        self.score_one_pair(model)
         before = start_memory_peak(self.device)
-        if self.arguments.reference:
-            reference, size = Reference(model), self.arguments.candidates
-            seconds = self.clock(lambda: reference.evaluate(self.source, texts, images[:], size, self.device))
+        if self.reference:
+            reference, texts = Reference(model), list(self.split.text_db.ids)
+            run = partial(reference.evaluate, self.split, texts, images[:], self.options.candidates, self.device)
         else:
-            loader = Loader(self.device, self.arguments.n_workers)
-            seconds = self.clock(lambda: score_matrix(model, self.source, self.compute, loader, SingleProcess()))
-        regions = [len(self.source.image_db[image].boxes) for image in images]
-        words = self.source.text_db.lengths + 2
-        needed = sum(self.operations(int(of_text) + of_image) for of_text in words for of_image in regions)
+            loader = Loader(self.device, self.options.n_workers)
+            run = partial(score_matrix, model, self.split, self.compute, loader, SingleProcess())
+        seconds = seconds_of(run, self.device)
         beyond = memory_peak(self.device) - before
-        return {"pairs/s": len(texts) * len(images) / seconds, "flops": needed / seconds, "beyond the weights bytes": beyond}
+        regions = [len(self.split.image_db[image].boxes) for image in images]
+        words = (self.split.text_db.lengths + 2).tolist()
+        operations = sum(self.operations(text + image) for text in words for image in regions)
+        pairs = len(words) * len(regions)
+        return {"pairs/s": pairs / seconds, "flops": operations / seconds, "beyond the weights bytes": beyond}
 
-    def first_texts(self, count: int) -> list[str]:
-        """Leave only so many texts in the source, which go on to have all its images."""
-        database, source = self.source.text_db, self.source
-        database.ids = database.ids[:count]
-        database.lengths = database.lengths[:count]
-        database.image_of = source.image_of = source.image_of[:count]
-        return list(database.ids)
+    def model(self) -> RetrievalModel:
+        return random_model(self.config, self.device)
+
+    def dataset(self, micro_steps: int, candidates: int | None = None) -> HardNegativeDataset:
+        """The halves of ``micro_steps`` micro-steps."""
+        negatives = (candidates or self.options.candidates) - 1
+        return HardNegativeDataset([self.split], negative_size=negatives, micro_steps=micro_steps)
+
+    def score_one_pair(self, model: RetrievalModel) -> None:
+        """Score with the program, which also loads the libraries that are loaded at their first use."""
+        batch = read_pairs([(self.split, self.split.text_db.ids[0], self.split.image_names[0])]).to(self.device)
+        with torch.no_grad():
+            model.eval()(batch, self.compute).scores.tolist()
+
+    def keep_texts(self, count: int) -> None:
+        """Leave only the first ``count`` texts in the split, with all its images."""
+        database = self.split.text_db
+        database.ids, database.lengths = database.ids[:count], database.lengths[:count]
+        database.image_of = self.split.image_of = self.split.image_of[:count]
+
+    def program_half(self, trainer: Trainer, anchor: Anchor, dataset: HardNegativeDataset, seconds: Seconds) -> None:
+        """Run one half as the program does; reading it is not timed, since workers read ahead."""
+        half, objective = dataset[0 if anchor == "image" else 1].to(self.device), trainer.objective
+        candidates = timing(seconds, "mining", objective.mine, self.device)(trainer.model, half, self.compute)
+        loss = timing(seconds, "hard pass", objective.loss, self.device)(trainer.model, half, self.compute, candidates)
+        timing(seconds, "backward", (loss.hinge.mean() + loss.alignment.sum()).backward, self.device)()
+
+    def reference_half(self, trainer: Trainer, anchor: Anchor, dataset: HardNegativeDataset, seconds: Seconds) -> None:
+        """Run the same half by the reference."""
+        reference, modality = Reference(trainer.model), "V" if anchor == "image" else "L"
+        batch = read(self.split, [pair[1:] for pair in dataset.candidates(anchor, 0)]).to(self.device)
+        candidates = timing(seconds, "mining", reference.mine, self.device)(batch)
+        loss = timing(seconds, "hard pass", reference.loss, self.device)(batch, candidates, HARD, "singular", modality)
+        timing(seconds, "backward", loss.backward, self.device)()
 
     def operations(self, length: int) -> float:
-        """Floating-point operations that the encoder needs for a pair when its last layer computes [CLS] alone."""
+        """Floating-point operations of the encoder for a pair of ``length`` tokens if its last layer computes [CLS] alone."""
         c = self.config
         projections, feed_forward = 4 * c.hidden_size**2, 2 * c.hidden_size * c.intermediate_size
         whole = 2 * length * (projections + feed_forward) + 4 * length**2 * c.hidden_size
         last = 2 * length * 2 * c.hidden_size**2 + 2 * (projections / 2 + feed_forward) + 4 * length * c.hidden_size
         return (c.num_hidden_layers - 1) * whole + last
 
-    def timed(self, parts: dict[str, float], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, adding its seconds to part ``name``."""
-
-        def call(*values: Any) -> Any:
-            self.wait()
-            started = time.perf_counter()
-            result = function(*values)
-            self.wait()
-            parts[name] += time.perf_counter() - started
-            return result
-
-        return call
-
-    def clock(self, work: Callable[[], object]) -> float:
-        """Seconds that ``work`` takes."""
-        parts: dict[str, float] = defaultdict(float)
-        self.timed(parts, "", work)()
-        return parts[""]
-
-    def wait(self) -> None:
-        """Until the device has done what it was asked for."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def rate(self, count: int, items: Iterable[object]) -> float:
+        """Items per second at which ``count`` items are produced."""
+        return count / seconds_of(lambda: deque(items, maxlen=0), self.device)

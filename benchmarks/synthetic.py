@@ -1,36 +1,52 @@
-"""Random databases of Flickr30k's sizes: images of 36 regions on average, 10 to 100, and texts of 5 to 30 word pieces."""
+"""The workload of the benchmarks: random databases of Flickr30k's sizes, random weights, and settings to run them with.
+
+Images have 36 regions on average, 10 to 100; texts have 5 to 30 word pieces.
+"""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
+import torch
 
+from benchmarks.machine import CPU
 from data.image_db import ImageDatabaseWriter
+from data.split import RetrievalSplit
 from data.text_db import TextDatabaseWriter
+from model.chunks import ChunkSize
 from model.config import UniterConfig
+from model.cpu import packed_for_inference
+from model.retrieval import ComputeSettings, RetrievalModel
+from optim.options import TrainOptions
+from utils.options import PrecisionName
+from utils.precision import Precision
 
-CLASSES = 1601  # of the published detector, whose scores are a large part of a record and are never needed
+CLASSES = 1601  # of the published detector; their scores are a large part of a record, and are never needed
+HARD = 31  # negatives kept for the loss
+FIRST_PIECE = 106  # the word pieces below it are special or unused
 
 
 def write_data(folder: Path, config: UniterConfig, images: int, texts: int) -> None:
-    """Write ``folder``/images and ``folder``/texts.db, the texts going round the images."""
+    """Write ``folder``/images and ``folder``/texts.db, with text i describing image i modulo ``images``."""
     rng = np.random.default_rng(0)
     with ImageDatabaseWriter(folder / "images") as writer:
         for number in range(images):
             writer.put(image_name(number), **random_regions(rng, config.img_dim))
-    specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, config.vocab_size]}
+    write_texts(folder, config, rng, ((image_name(number % images), int(rng.integers(5, 31))) for number in range(texts)))
+
+
+def write_texts(folder: Path, config: UniterConfig, rng: np.random.Generator, texts: Iterable[tuple[str, int]]) -> None:
+    """Write ``folder``/texts.db with random word pieces, given the image and the length of each text."""
+    specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [FIRST_PIECE, config.vocab_size]}
     with TextDatabaseWriter(folder / "texts.db", specials) as writer:
-        for number in range(texts):
-            pieces = rng.integers(106, config.vocab_size, int(rng.integers(5, 31)))
-            writer.put(str(number), pieces, image_name(number % images))
+        for number, (image, length) in enumerate(texts):
+            writer.put(str(number), rng.integers(FIRST_PIECE, config.vocab_size, length), image)
 
 
 def random_regions(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
-    """The arrays of an image; half of its features are 0, as a rectifier leaves them."""
+    """Return the arrays of an image; half of its features are 0, as after a rectifier."""
     regions = int(np.clip(rng.poisson(36), 10, 100))
     corner, size = rng.random((regions, 2)) / 2, rng.random((regions, 2)) / 2
     return {
@@ -42,5 +58,32 @@ def random_regions(rng: np.random.Generator, width: int) -> dict[str, np.ndarray
 
 
 def image_name(number: int) -> str:
-    """The name of a random image."""
+    """Return the name of a random image."""
     return f"random_{number:012d}.npz"
+
+
+def open_split(folder: Path, config: UniterConfig) -> RetrievalSplit:
+    """Open the databases that ``write_data`` wrote."""
+    return RetrievalSplit(str(folder / "texts.db"), str(folder / "images"), config.input_limits)
+
+
+def random_model(config: UniterConfig, device: torch.device = CPU) -> RetrievalModel:
+    """Return a model with random weights, the same in every process."""
+    torch.manual_seed(0)
+    return RetrievalModel(config).to(device)
+
+
+def compute_settings(
+    config: UniterConfig, pairs: int, precision: PrecisionName = "fp32", device: torch.device = CPU
+) -> ComputeSettings:
+    """Return the settings that the programs use, with at most ``pairs`` pairs per chunk."""
+    chunk = ChunkSize.for_device(device, config.intermediate_size, pairs)
+    return ComputeSettings(Precision(precision, device), chunk, prepare=packed_for_inference)
+
+
+def train_options(negative_size: int, micro_steps: int = 1) -> TrainOptions:
+    """Return the options of a training with IAIS singular; its paths are placeholders."""
+    return TrainOptions(
+        train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
+        train_batch_size=micro_steps, negative_size=negative_size, hard_neg_size=HARD, num_train_steps=1000,
+    )  # fmt: skip

@@ -94,12 +94,8 @@ class PairBatch:
         )
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
-        return replace(
-            self,
-            tokens=replace(self.tokens, rows=change(self.tokens.rows)),
-            features=replace(self.features, rows=change(self.features.rows)),
-            boxes=change(self.boxes),
-        )
+        tokens, features = (replace(item, rows=change(item.rows)) for item in (self.tokens, self.features))
+        return replace(self, tokens=tokens, features=features, boxes=change(self.boxes))
 
 
 class AnchorBatch(NamedTuple):

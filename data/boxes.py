@@ -85,27 +85,23 @@ class Layout:
 
     def describe(self) -> str:
         """Return which boxes the database has, and the format of its records."""
-        if self.rule is None:
-            boxes = "every box"
-        elif self.rule.fixed:
-            boxes = f"the {self.rule.num_bb} most confident boxes"
-        else:
-            boxes = f"boxes of confidence over {self.rule.conf_th:g}, {self.rule.min_bb} to {self.rule.max_bb} per image"
-        return f"{boxes}, {'as compressed .npz' if self.compressed else 'as msgpack'}"
+        rule, records = self.rule, "as compressed .npz" if self.compressed else "as msgpack"
+        if rule is None:
+            return f"every box, {records}"
+        if rule.fixed:
+            return f"the {rule.num_bb} most confident boxes, {records}"
+        return f"boxes of confidence over {rule.conf_th:g}, {rule.min_bb} to {rule.max_bb} per image, {records}"
 
 
 def parse_layout(name: str) -> Layout:
     """Return the layout of an LMDB folder of this name, the inverse of ``Layout.folder``; ``InputError`` for any other name."""
-    stem = name.removesuffix("_compressed")
-    if stem == "all":
-        return Layout(None, stem != name)
-    rule = None
+    stem, rule = name.removesuffix("_compressed"), None
     if fixed := re.fullmatch(r"feat_numbb(\d+)", stem):
         rule = BoxRule(conf_th=-1, num_bb=int(fixed[1]))
     elif filtered := re.fullmatch(r"feat_th(\d+(?:\.\d+)?(?:e-\d+)?)_max(\d+)_min(\d+)", stem):
         rule = BoxRule(float(filtered[1]), int(filtered[2]), int(filtered[3]))
-    if rule is None or rule.folder != stem:
-        raise InputError(
-            f"{name}: not the name of an image database, expected one like {BoxRule().folder}, feat_numbb36 or all"
-        )
-    return Layout(rule, stem != name)
+    layout = Layout(rule, stem != name)
+    if layout.folder != name:
+        expected = f"expected one like {PUBLISHED_RULE.folder}, feat_numbb36 or all"
+        raise InputError(f"{name}: not the name of an image database, {expected}")
+    return layout

@@ -33,9 +33,8 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
     positive's own split: other images, or texts of this rank that belong to other images.
 
     The neighbours of an image, or a text of each, come first among its negatives, as many as there is room for. In the shuffle,
-    a text is followed by one text of each neighbour: what these images and texts say by themselves then cancels out of an
-    update's gradient, as far as the texts pair off, and what is left is how they go together (as in NegCLIP, Yuksekgonul et
-    al. 2023).
+    a text is followed by one text of each neighbour: what these say by themselves then cancels out of an update's gradient, and
+    what is left is how they go together (as in NegCLIP, Yuksekgonul et al. 2023).
 
     Args:
         micro_steps: of the whole training, on this rank.
@@ -46,9 +45,8 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         texts: for each split, indices in ``text_db.ids`` of this rank's texts.
         without_images: whether to leave out the features, which an ``ImageCache`` then fills in.
 
-    Raises:
-        InputError: too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], or
-            ``neighbours`` of unknown images only.
+    Raises ``InputError`` for too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], and
+    ``neighbours`` of unknown images only.
     """
 
     def __init__(
@@ -95,10 +93,10 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         steps = range(step, step + self.micro_steps_per_pass)
         pairs = [pair for step in steps for pair in self.candidates(anchor, step)]
         batch = read_pairs(pairs, without_images=self.without_images)
-        images = None
-        if self.without_images:
-            distinct = dict.fromkeys((split, name) for split, _, name in pairs)  # in the order of the batch
-            images = torch.tensor([self._first_image[split] + split.text_db.image_index[name] for split, name in distinct])
+        if not self.without_images:
+            return AnchorBatch(anchor, batch, self.micro_steps_per_pass)
+        distinct = dict.fromkeys((split, name) for split, _, name in pairs)  # in the order of the batch
+        images = torch.tensor([self._first_image[split] + split.text_db.image_index[name] for split, name in distinct])
         return AnchorBatch(anchor, batch, self.micro_steps_per_pass, images)
 
     def candidates(self, anchor: Anchor, step: int) -> list[tuple[RetrievalSplit, str, str]]:
@@ -152,7 +150,7 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
             raise InputError(f"{path}: [CLS] and [SEP] are {own}, {self.splits[0].text_db.path} has {first}")
         if images <= self.negative_size:
             raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
-        most = shard.most_texts_per_image()
+        most = int(np.bincount(shard.image_of, minlength=1).max())
         if texts - most < self.negative_size:
             raise InputError(
                 f"{path}: {texts} texts for each of {world_size} ranks within max_txt_len, {most} of them of one image, "
@@ -170,8 +168,7 @@ class _Shard:
     """
 
     def __init__(self, split: RetrievalSplit, texts: np.ndarray, neighbours: Mapping[str, Sequence[str]]) -> None:
-        self.split = split
-        self.texts = texts
+        self.split, self.texts = split, texts
         self.image_of = split.image_of[texts]
         self._by_image = self.image_of.argsort(kind="stable").astype(np.int32)
         self._starts = np.searchsorted(self.image_of[self._by_image], np.arange(len(split.image_names) + 1))
@@ -181,9 +178,6 @@ class _Shard:
             known = [index[other] for other in others if other in index]
             if name in index and known:
                 self.neighbours[index[name]] = np.array(known)
-
-    def most_texts_per_image(self) -> int:
-        return int(np.diff(self._starts).max())
 
     def texts_of(self, image: int) -> np.ndarray:
         return self._by_image[self._starts[image] : self._starts[image + 1]]
@@ -208,11 +202,7 @@ def draw_others(rng: np.random.Generator, total: int, excluded: Sequence[int] | 
 
 
 def read_neighbours(path: Path | str) -> dict[str, list[str]]:
-    """Read a JSON object from image names to the names of the images that are always among their negatives.
-
-    Raises:
-        InputError: it is anything else, or an image is its own neighbour or has one twice.
-    """
+    """Read a JSON object of lists of other images' names by image name. Raises ``InputError`` for anything else."""
     neighbours = read_map(path, Expected("a list of image names", is_text_list))
     for image, names in neighbours.items():
         if len({image, *names}) <= len(names):
@@ -226,13 +216,11 @@ class BlockDataset(Dataset[PairBatch]):
     def __init__(
         self, split: RetrievalSplit, kind: Literal["texts", "images"], size: int, names: Sequence[str] | None = None
     ) -> None:
-        self.split = split
-        self.kind = kind
-        self.size = size
+        self.split, self.kind, self.size = split, kind, size
         everything = split.text_db.ids if kind == "texts" else split.image_names
         self.names = everything if names is None else names
 
-    def place(self, index: int) -> slice:
+    def positions(self, index: int) -> slice:
         """Return the positions that block ``index`` has among the texts or images."""
         return slice(index * self.size, min((index + 1) * self.size, len(self.names)))
 
@@ -240,5 +228,5 @@ class BlockDataset(Dataset[PairBatch]):
         return math.ceil(len(self.names) / self.size)
 
     def __getitem__(self, index: int) -> PairBatch:
-        block = self.names[self.place(index)]
+        block = self.names[self.positions(index)]
         return self.split.read(block, []) if self.kind == "texts" else self.split.read([], block)

@@ -32,11 +32,7 @@ class ImageCache:
 
     @classmethod
     def of(cls, splits: Sequence[RetrievalSplit], loader: Loader, limit: float) -> ImageCache | None:
-        """Read all images of ``splits``; return None if they may take more than ``limit`` bytes or are of mixed types.
-
-        Raises:
-            InputError: a record cannot be read.
-        """
+        """Read all images of ``splits``; return None if they may take more than ``limit`` bytes or are of mixed types."""
         most = sum(split.image_db.most_boxes(split.image_names) for split in splits)
         features = boxes = torch.empty(0)
         lengths: list[Tensor] = []

@@ -99,12 +99,11 @@ class ImageDatabase:
             check_regions(arrays, wanted)
         except ValueError as error:
             raise InputError(f"{self._store.path}: image {name!r}: {error}") from error
-        features = arrays["features"]
         if not self._filtered:
             kept = self.rule.count(arrays["conf"])
         else:  # may be more than are stored: the detector may have found fewer than min_bb
             kept = self.rule.num_bb if self._kept is None else self._kept[name]
-        return Image(name, features[:kept], _seven_numbers(arrays["norm_bb"][:kept]))
+        return Image(name, arrays["features"][:kept], _seven_numbers(arrays["norm_bb"][:kept]))
 
     def close(self) -> None:
         """Release the database; a later look-up opens it again."""
@@ -211,23 +210,17 @@ class ImageDatabaseWriter:
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
-    def put(
-        self, name: str, features: np.ndarray, norm_bb: np.ndarray, conf: np.ndarray | None = None, **extra: np.ndarray
-    ) -> None:
+    def put(self, name: str, *arrays: np.ndarray, **named: Any) -> None:
         """Add one image; for the arrays see ``encode_image``."""
-        rule, compressed = self.layout.rule, self.layout.compressed
         try:
-            record, kept = encode_image(features, norm_bb, conf, rule=rule, compressed=compressed, **extra)
+            record, kept = encode_image(*arrays, **named, rule=self.layout.rule, compressed=self.layout.compressed)
         except ValueError as error:
             raise InputError(f"{self.lmdb_path}: image {name!r}: {error}") from error
         self.put_encoded(name, record, kept)
 
     def put_encoded(self, name: str, record: bytes, kept: int) -> None:
         """Add an image that ``encode_image`` has made into a record of ``kept`` boxes, possibly in another process."""
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InputError(f"{self.lmdb_path}: image {name!r} {error}") from error
+        check_name(name, f"{self.lmdb_path}: image {name!r} ")
         if name in self:
             raise InputError(f"{self.lmdb_path}: image {name!r} occurs twice")
         if self._agreed is not None and self._agreed.get(name) != kept:

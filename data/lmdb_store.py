@@ -191,25 +191,20 @@ def _is_special(key: bytes) -> bool:
     return key.startswith(b"__") and key.endswith(b"__")
 
 
-def check_name(name: str) -> None:
-    """Raise ``ValueError`` unless a record can have this name."""
+def check_name(name: str, where: str = "") -> None:
+    """Raise ``InputError``, with ``where`` in front of what is wrong, unless a record can have this name."""
     key = name.encode("utf-8", "surrogateescape")
     if not 0 < len(key) <= MAX_KEY_BYTES:
-        raise ValueError(f"has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
+        raise InputError(f"{where}has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
     if _is_special(key):
-        raise ValueError("has a reserved name, expected one that does not begin and end with __")
+        raise InputError(f"{where}has a reserved name, expected one that does not begin and end with __")
 
 
 class LmdbWriter:
-    """Writes a new LMDB folder, which appears at ``path`` when the ``with`` block succeeds.
+    """Writes a new LMDB folder, which appears at ``path`` when the ``with`` block succeeds, and is at ``folder`` until then.
 
-    Raises ``InputError`` if ``path`` exists, if another process is writing it, and if the disk is full or read-only.
-
-    Args:
-        finish: called at the end of a block that succeeds, for records and files that depend on all others.
-
-    Attributes:
-        folder: where the database is while it is being written; files that belong beside ``data.mdb`` go there.
+    ``finish`` is called at the end of a block that succeeds, for records and files that depend on all others. Raises
+    ``InputError`` if ``path`` exists, if another process is writing it, and if the disk is full or read-only.
     """
 
     def __init__(self, path: Path | str, finish: Callable[[], None] = lambda: None) -> None:

@@ -28,11 +28,7 @@ class Loader:
     pin: bool = False
 
     def __call__(self, dataset: Dataset[Item], indices: Sequence[int] | None = None) -> Iterator[Item]:
-        """Yield the batches with these ``indices``, all by default, in their order and on the device.
-
-        Raises:
-            InputError: the dataset raised it, in whatever process.
-        """
+        """Yield the batches with these ``indices``, all by default, on the device. Raises the dataset's ``InputError``."""
         loader = DataLoader(
             _ErrorsAsValues(dataset),
             batch_size=None,

@@ -20,24 +20,15 @@ LOGGER = logging.getLogger(__name__)
 
 
 class RetrievalSplit:
-    """A text database and the image database of its texts, checked against each other and against the model.
-
-    Use it as a context manager, or ``close`` it.
-
-    Args:
-        limits: what the model accepts.
-        rule: which boxes to read.
-        compressed: whether to read the image database with compressed records.
-        max_txt_len: leave out texts of more word pieces; -1 for none.
+    """A text database and the image database of its texts, checked against each other and against the model's ``limits``.
 
     Attributes:
-        texts: indices in ``text_db.ids`` of the texts within ``max_txt_len``, in ascending order.
+        texts: ascending indices in ``text_db.ids`` of the texts of at most ``max_txt_len`` word pieces, of all if it is -1.
         image_names: the images that the text database names, in its order; the image database may have others too.
         image_of: for each of ``text_db.ids``, the index in ``image_names`` of its image.
 
-    Raises:
-        InputError: a database is missing or damaged, a text or an image has no record, or the model's vocabulary or position
-            table is too small.
+    Raises ``InputError`` if a database is missing or damaged, if a text or an image has no record, and if the model's
+    vocabulary or position table is too small.
     """
 
     def __init__(

@@ -47,8 +47,7 @@ class TextDatabase:
         images: names of the images that have a text here, in the order of their first texts; ``image_index`` is the inverse.
         image_of: (texts,) int32, index in ``images`` of each text's image.
 
-    Raises:
-        InputError: a file is missing, malformed or contradicts another, or there is no text.
+    Raises ``InputError`` if a file is missing, malformed or contradicts another, and if there is no text.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -59,9 +58,7 @@ class TextDatabase:
         meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
-        self.vocab_size: int = meta["v_range"][1]
-        self.cls_id: int = meta["CLS"]
-        self.sep_id: int = meta["SEP"]
+        self.vocab_size, self.cls_id, self.sep_id = int(meta["v_range"][1]), int(meta["CLS"]), int(meta["SEP"])
         lengths = read_map(self.path / "id2len.json", LENGTHS)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")
@@ -186,11 +183,8 @@ class TextDatabaseWriter:
         if not 0 < length <= MAX_ITEMS:
             wrong = f"has {length:,} word pieces, expected at most {MAX_ITEMS:,}" if length else "has no word pieces"
             raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
-        for kind, name in (("text id", text_id), ("image", image)):
-            try:
-                check_name(name)
-            except ValueError as error:
-                raise InputError(f"{self.path}: {kind} {short_repr(name)} {error}") from error
+        check_name(text_id, f"{self.path}: text id {short_repr(text_id)} ")
+        check_name(image, f"{self.path}: image {short_repr(image)} ")
         if text_id in self._lengths:
             raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)

@@ -80,8 +80,7 @@ class WordPieceTokenizer:
     """Turns captions into word pieces and back; ``pieces`` is the vocabulary in the order of its ids, ``name`` its name."""
 
     def __init__(self, pieces: list[str], name: str) -> None:
-        self.pieces = pieces
-        self.name = name
+        self.pieces, self.name = pieces, name
         self.ids = {piece: index for index, piece in enumerate(pieces)}
         self._tokenizer = Tokenizer(models.WordPiece(self.ids, unk_token="[UNK]", max_input_chars_per_word=100))
         self._tokenizer.normalizer = normalizers.BertNormalizer(
@@ -110,12 +109,8 @@ class WordPieceTokenizer:
 
     def meta(self) -> dict[str, object]:
         """Return what ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
-        return {
-            "bert": self.name,
-            "toker": self.name,
-            **{name: self.ids[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "MASK")},
-            "v_range": [self.ids.get("!", 0), len(self.pieces)],
-        }
+        special = {name: self.ids[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "MASK")}
+        return {"bert": self.name, "toker": self.name, **special, "v_range": [self.ids.get("!", 0), len(self.pieces)]}
 
 
 def joined(pieces: Iterable[str]) -> str:

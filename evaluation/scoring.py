@@ -93,15 +93,15 @@ def score_matrix(
             regions[images.indices] = torch.cat([block.lengths for block in images.blocks]).numpy()
 
             def score(number: int, batch: PairBatch, images: _Images = images) -> np.ndarray:
-                pairs = images.pairs(blocks.place(number), candidates)
+                pairs = images.pairs(blocks.positions(number), candidates)
                 return _score_block(model, compute, batch, images, pairs, split.image_names)
 
             missing = None
             if group.is_main:
                 columns = slice(images.indices[0], images.indices[-1] + 1)
-                missing = [n for n in range(len(blocks)) if np.isnan(scores[blocks.place(n), columns]).any()]
+                missing = [n for n in range(len(blocks)) if np.isnan(scores[blocks.positions(n), columns]).any()]
             for number, values in map_over_ranks(group, loader, blocks, group.share(missing), score):
-                scores[images.pairs(blocks.place(number), candidates)] = values
+                scores[images.pairs(blocks.positions(number), candidates)] = values
                 bar.update(len(values))
     return ScoreMatrix(scores, split.text_db.ids, split.image_names, regions) if group.is_main else None
 
@@ -164,7 +164,7 @@ def _embedded_images(
     for number, batch in enumerate(loader(dataset)):
         images = model.embed(batch, compute).images
         if blocks and size + images.rows.nbytes > cache_bytes:
-            stop = dataset.place(number).start
+            stop = dataset.positions(number).start
             yield _Images(indices[start:stop], blocks)
             blocks, start, size = [], stop, 0
         blocks.append(images)

@@ -1,9 +1,9 @@
-"""Run the demo on drawn scenes: data, a start, fine-tuning without and with IAIS, evaluation, a table, a report, a picture.
+"""Run the demo on drawn scenes: make the data, train from random negatives, fine-tune without and with IAIS, evaluate, report.
 
     python scripts/demo.py --seed 1
 
 The scenes are drawings of coloured shapes; recalls on them say nothing about Flickr30k or COCO. Finished steps are kept: a
-second call resumes an interrupted one, or prints the table again.
+second call resumes an interrupted demo, or prints the table again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Fetches the published archives:  scripts/download_itm.sh STORAGE [flickr|coco|all] [--mirror URL] [--from DIR] [--jobs N]
+# Downloads the published archives:  scripts/download_itm.sh STORAGE [flickr|coco|all] [--mirror URL] [--from DIR] [--jobs N]
 #
-# The work is scripts/download_itm.py's, which needs nothing but Python 3.10; --help says more.
+# Nothing has to be installed but curl and Python 3.10.12, 3.11.4 or newer; --help lists the options.
 
 set -euo pipefail
 

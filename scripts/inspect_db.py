@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.inspection.images import compare, inspect_images, lmdb_folders
 from data.inspection.reading import Reading
 from data.inspection.report import Report
-from data.inspection.screen import Screen, draw, draw_faults, load_plotter
+from data.inspection.screen import draw, draw_faults, save_plot
 from data.inspection.texts import inspect_texts, is_text_database
 from utils.errors import InputError, one_line_errors
 from utils.files import atomic_file
@@ -77,17 +77,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = [path for path in (options.database, options.other) if path is not None]
     # The name of an image database's folder has a meaning, and "." has none.
     texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])
-    save_plot = load_plotter() if options.plot else None
-    screen = Screen.of(sys.stdout)
     # Opened first: hours of reading should not end in a plot that cannot be written.
     with atomic_file(options.plot) if options.plot else nullcontext() as file:
         reports = []
         for report in inspect(texts, images, Reading(options.sample, options.nproc)):
-            print("\n".join(draw(report, screen)), flush=True)
+            print("\n".join(draw(report)), flush=True)
             reports.append(report)
-        if save_plot is not None and file is not None:
+        if file is not None:
             save_plot(reports, file)
-    print("\n".join(draw_faults(reports, screen)))
+    print("\n".join(draw_faults(reports)))
     if any(report.faults for report in reports):
         sys.exit(1)
 

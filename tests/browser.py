@@ -15,15 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+_FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking")]
 
 
 def browser_program() -> str:
@@ -66,7 +58,7 @@ def browser(profile: Path) -> Iterator[BrowserContext]:
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            str(profile), executable_path=browser_program(), headless=True, args=list(_FLAGS)
+            str(profile), executable_path=browser_program(), headless=True, args=_FLAGS
         )
         context.set_default_timeout(120_000)  # milliseconds; the machine may be busy
         yield context
@@ -74,7 +66,7 @@ def browser(profile: Path) -> Iterator[BrowserContext]:
 
 
 class Opened:
-    """A page in a tab of its own, with the errors that it reported and the URLs that it requested."""
+    """A page in a new tab, with the errors that it reported and the URLs that it requested."""
 
     def __init__(self, context: BrowserContext, file: Path, width: int = 1280, height: int = 800, dark: bool = False) -> None:
         self.page: Page = context.new_page()

@@ -23,7 +23,7 @@ from model.config import UniterConfig
 from model.retrieval import ComputeSettings, RetrievalModel
 from utils.precision import Precision
 
-# A background job of a shell ignores SIGINT, and so would the programs that tests start and interrupt.
+# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = torch.device("cpu")

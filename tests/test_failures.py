@@ -13,28 +13,19 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import BUNDLED
-from tests.launch import LAUNCHERS, Process, finish, free_port, start
+from tests.processes import LAUNCHERS, Process, finish, free_port, start
 from tests.test_programs import inference, training
 
 TRAIN = "import sys, train_itm_hard_negatives; train_itm_hard_negatives.main(sys.argv[2:])"
 RAISES = """
-from optim.trainer import Trainer
-update = Trainer.update
-def failing(self, batches, number):
-    if number == 2:
-        raise OSError("the cable is loose")
-    return update(self, batches, number)
-Trainer.update = failing
+import optim.trainer
+rate = optim.trainer.learning_rate
+optim.trainer.learning_rate = lambda update, *rest: rate(update, *rest) if update < 3 else open("/the/cable")
 """
 NOT_FINITE = """
-from model.objective import Objective
-loss_of = Objective.__call__
-calls = []
-def spoilt(self, *rest):
-    calls.append(0)
-    loss = loss_of(self, *rest)
-    return loss._replace(hinge=loss.hinge * float("nan")) if len(calls) == 10 else loss
-Objective.__call__ = spoilt
+import itertools, model.objective
+hinge, calls = model.objective.hinge, itertools.count(1)
+model.objective.hinge = lambda *rest: hinge(*rest) * (float("nan") if next(calls) == 10 else 1)
 """
 # DataLoader workers look for their parent's death every five seconds.
 WATCHFUL = "import torch.utils.data._utils.worker as worker; worker.MP_STATUS_CHECK_INTERVAL = 0.5\n"
@@ -46,21 +37,26 @@ def long_training(folder: Path, **changes: object) -> list[str]:
     return ["train_itm_hard_negatives.py", *training(BUNDLED.text_db, BUNDLED.image_db, folder / "run", **changes)]
 
 
-def start_two(launcher: str, words: list[str], only_rank_1: str) -> Process:
-    """Start a program on two ranks, with a line of shell before it on rank 1."""
-    script = f'if [ "${{HOROVOD_RANK:-$RANK}}" = 1 ]; then {only_rank_1}; fi; exec {sys.executable} "$@"'
+def start_two(launcher: str, words: list[str], shell: str, ranks: str = "1") -> Process:
+    """Start a program on two ranks, with a line of shell before it on ``ranks``."""
+    script = f'if [[ {ranks} = *"${{HOROVOD_RANK:-$RANK}}"* ]]; then {shell}; fi; exec {sys.executable} "$@"'
     return start(launcher, 2, "bash", "-c", script, "bash", *words)
 
 
 def train_two(launcher: str, folder: Path, code: str, before: str = ":") -> Process:
-    """Start a long training on two ranks, changed by ``code`` on rank 1."""
-    return start_two(launcher, long_training(folder), f"{before}; exec {sys.executable} -c '{code}{TRAIN}' \"$@\"")
+    """Start a long training on two ranks, changed by ``code`` on rank 1, and wait for its first checkpoint."""
+    process = start_two(launcher, long_training(folder), f"{before}; exec {sys.executable} -c '{code}{TRAIN}' \"$@\"")
+    for _ in range(600):
+        if (folder / "run/ckpt/state-2.pt").exists():
+            return process
+        time.sleep(0.1)
+    pytest.fail("no checkpoint within 60 s")
 
 
-def output_of(process: Process, folder: Path, since: float | None = None) -> str:
-    """Return its output; 30 s after ``since``, or 60 s from now, no process with ``folder`` in its command line may be left."""
-    deadline = time.monotonic() + 60 if since is None else since + 30
-    output = finish(process, deadline - time.monotonic())
+def output_of(process: Process, folder: Path, seconds: float) -> str:
+    """Return its output; after ``seconds`` no process with ``folder`` in its command line may be left."""
+    deadline = time.monotonic() + seconds
+    output = finish(process, seconds)
     assert process.returncode != 0
     while left := subprocess.run(["pgrep", "-af", str(folder)], capture_output=True, text=True, check=False).stdout:
         assert time.monotonic() < deadline, left
@@ -68,64 +64,45 @@ def output_of(process: Process, folder: Path, since: float | None = None) -> str
     return output
 
 
-def wait_for(path: Path) -> float:
-    for _ in range(600):
-        if path.exists() and path.stat().st_size:
-            return time.monotonic()
-        time.sleep(0.1)
-    pytest.fail(f"no {path} within 60 s")
-
-
 @on_both_launchers
-@pytest.mark.parametrize("program", ["training", "inference"])
-def test_a_database_missing_on_one_host(tmp_path: Path, launcher: str, program: str) -> None:
-    if program == "training":
-        words, option = long_training(tmp_path), "--train_img_dbs"
-    else:
-        words, option = ["inf_itm.py", *inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run")], "--img_db"
-    process = start_two(launcher, words, f'set -- "$@" {option} /nowhere/flickr30k')
-    output = output_of(process, tmp_path)
-    assert "error: rank 1 on " in output
-    assert output.count("/nowhere/flickr30k: no such image database") == 1
-    assert "Traceback" not in output.split("error: rank 1")[0]
+@pytest.mark.parametrize(
+    ("program", "options", "ranks", "message"),
+    [
+        ("training", "--train_img_dbs /nowhere", "1", r"rank 1 on \S+: /nowhere: no such image database"),
+        ("inference", "--img_db /nowhere", "1", r"rank 1 on \S+: /nowhere: no such image database"),
+        ("training", "--seed 6", "1", r"rank 1 on \S+: seed: not the same as on rank 0"),
+        ("training", "--negative_size 100", "01", "/.*40 images, expected more than negative_size 100"),
+    ],
+)
+def test_a_mistake_on_some_ranks(tmp_path: Path, launcher: str, program: str, options: str, ranks: str, message: str) -> None:
+    words = ["inf_itm.py", *inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run")]
+    words = long_training(tmp_path) if program == "training" else words
+    output = output_of(start_two(launcher, words, f'set -- "$@" {options}', ranks), tmp_path, 60)
+    (error,) = re.findall(r"error: ((?:rank \d|/).*)", output)
+    assert re.match(message, error)
+    assert "Traceback" not in output.partition("error: ")[0]
     assert not (tmp_path / "run").exists()
 
 
 @on_both_launchers
-def test_ranks_with_different_options(tmp_path: Path, launcher: str) -> None:
-    output = output_of(start_two(launcher, long_training(tmp_path), 'set -- "$@" --seed 6'), tmp_path)
-    assert re.findall(r"error: (.*)", output)[0].partition(": ")[2].startswith("seed: not the same as on rank 0")
-    assert output.count("not the same") == 1
-
-
-@on_both_launchers
-def test_a_mistake_of_all_ranks_is_printed_once(tmp_path: Path, launcher: str) -> None:
-    words = long_training(tmp_path, negative_size=100)
-    output = output_of(start(launcher, 2, sys.executable, *words), tmp_path)
-    assert output.count("error: /") == output.count("40 images, expected more than negative_size 100") == 1
-
-
-@on_both_launchers
-def test_an_exception_on_one_rank(tmp_path: Path, launcher: str) -> None:
-    process = train_two(launcher, tmp_path, RAISES)
-    output = output_of(process, tmp_path, wait_for(tmp_path / "run/ckpt/state-2.pt"))
-    assert "OSError: the cable is loose" in output
-
-
-@on_both_launchers
-def test_a_loss_that_is_not_finite_on_one_rank(tmp_path: Path, launcher: str) -> None:
-    process = train_two(launcher, tmp_path, NOT_FINITE)
-    output = output_of(process, tmp_path, wait_for(tmp_path / "run/ckpt/state-2.pt"))
-    assert output.count("error: rank 1 on ") == 1
-    assert re.search(r"error: rank 1 on \S+: update 3 at .*: the score of text '\w+' and image '\S+' is not finite", output)
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (RAISES, "FileNotFoundError: .* '/the/cable'"),
+        (NOT_FINITE, r"error: rank 1 on \S+: update 3 at .*: the score of text '\w+' and image '\S+' is not finite"),
+    ],
+    ids=["an exception", "a loss that is not finite"],
+)
+def test_a_failed_update_on_one_rank(tmp_path: Path, launcher: str, code: str, message: str) -> None:
+    output = output_of(train_two(launcher, tmp_path, code), tmp_path, 30)
+    assert len(re.findall(message, output)) == 1
 
 
 @on_both_launchers
 def test_a_killed_rank(tmp_path: Path, launcher: str) -> None:
     process = train_two(launcher, tmp_path, WATCHFUL, before=f"echo $BASHPID >{tmp_path}/pid")
-    wait_for(tmp_path / "run/ckpt/state-2.pt")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    output = output_of(process, tmp_path, time.monotonic())
+    output = output_of(process, tmp_path, 30)
     assert "Exit code: 137" in output or "(SIGKILL)" in output
 
 

@@ -23,16 +23,15 @@ import torch
 from data.batch import AnchorBatch
 from data.datasets import HardNegativeDataset
 from data.loader import Loader
-from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
-from evaluation.scoring import sampled_candidates, score_matrix
+from evaluation.candidates import sampled_candidates
+from evaluation.scoring import score_matrix
 from model.chunks import ChunkSize
 from model.retrieval import ComputeSettings
 from optim.options import TrainOptions
 from optim.trainer import Trainer
 from tests.conftest import BUNDLED, CPU, relative_error
-from tests.forks import Forked
-from tests.launch import HOROVOD, ROOT, finish, start
+from tests.processes import HOROVOD, ROOT, Forked, finish, start
 from utils.distributed import ProcessGroup, SingleProcess, connect
 from utils.precision import Precision
 
@@ -61,22 +60,18 @@ def train(group: ProcessGroup, dropout: float, batches: Iterator[AnchorBatch], *
     trainer = Trainer(model, dataclasses.replace(OPTIONS, **changes), COMPUTE, group)
     seen: dict[str, list[Any]] = {"gradients": [], "norms": [], "weights": [], "checksums": []}
     for number in range(UPDATES):
-        seen["norms"].append(trainer.update(batches, number).grad_norm)
+        seen["norms"].append(trainer.update(batches, number).scalars["grad_norm"])
         seen["gradients"].append(trainer.gradient.flat.clone())
         seen["weights"].append(torch.cat([tensor.flatten() for tensor in model.state_dict().values()]))
         seen["checksums"].append(hashlib.sha256(seen["weights"][-1].numpy().tobytes()).hexdigest())
     return seen
 
 
-def first_texts(source: RetrievalSplit, count: int) -> RetrievalSplit:
-    source.text_db.ids = source.text_db.ids[:count]
-    source.text_db.image_of = source.image_of = source.image_of[:count]
-    return source
-
-
 def evaluate(group: ProcessGroup, count: int) -> dict[str, Any]:
     """Return all scores, some of them, and the alignment, of the first ``count`` texts; None on ranks other than 0."""
-    source, model, loader = first_texts(BUNDLED.source(), count), BUNDLED.model(), Loader(CPU)
+    source, model, loader = BUNDLED.source(), BUNDLED.model(), Loader(CPU)
+    source.text_db.ids = source.text_db.ids[:count]
+    source.text_db.image_of = source.image_of = source.image_of[:count]
     every = score_matrix(model, source, COMPUTE, loader, group, cache_bytes=400_000)
     some = score_matrix(model, source, COMPUTE, loader, group, candidates=sampled_candidates(source, 5))
     alignment = alignment_of_positives(model, source, COMPUTE, loader, group)

@@ -1,6 +1,6 @@
-"""How much is computed and read, counted and not timed, so that speed cannot be lost unseen.
+"""How much is computed and read, counted and not timed, so that speed cannot be lost unnoticed.
 
-Rows are those that go into the layers of the encoder: the tokens of padded pairs.
+Rows are those that enter the layers of the encoder: the tokens of padded pairs.
 """
 
 from __future__ import annotations
@@ -29,44 +29,36 @@ from utils.distributed import SingleProcess
 CANDIDATES, HARD = 24, 7
 
 
-def rows_of(tensor: Tensor) -> int:
-    """All dimensions but the last: how many tokens, regions or padded places."""
-    return tensor.shape[:-1].numel()
-
-
 @contextmanager
 def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Count inside: rows by layer and kind of work, records by database."""
+    """Count rows by layer and kind of work, maps, and records by database."""
     work: Counter[str] = Counter()
 
-    def count(name: str, _: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
-        suffix = ", with gradient" if torch.is_grad_enabled() else ""
-        work[name + suffix] += rows_of(inputs[0]) if inputs[0].is_floating_point() else len(inputs[0])
+    def count(name: str, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        rows = inputs[0].shape[:-1].numel() if inputs[0].is_floating_point() else len(inputs[0])
+        work[name + ", with gradient" * torch.is_grad_enabled()] += rows
 
-    hooks = [
-        model.uniter.embeddings.register_forward_hook(partial(count, "embedded tokens")),
-        model.uniter.img_embeddings.register_forward_hook(partial(count, "embedded regions")),
-    ]
-    for number, block in enumerate(model.uniter.encoder.layer):
-        attention = block.attention.self
-        for name, module in (("queries", attention.query), ("keys", attention.key), ("values", attention.value)):
-            hooks.append(module.register_forward_hook(partial(count, f"{name}, layer {number}")))
-        hooks.append(block.intermediate.register_forward_hook(partial(count, f"widened, layer {number}")))
-    map_of = SelfAttention.scores
+    counters: dict[str, nn.Module] = {
+        "embedded tokens": model.uniter.embeddings,
+        "embedded regions": model.uniter.img_embeddings,
+    }
+    for number, layer in enumerate(model.uniter.encoder.layer):
+        attention = layer.attention.self
+        linear = {"queries": attention.query, "keys": attention.key, "values": attention.value, "widened": layer.intermediate}
+        counters |= {f"{name}, layer {number}": module for name, module in linear.items()}
+    hooks = [module.register_forward_hook(partial(count, name)) for name, module in counters.items()]
+    for kind, owner, method in (
+        ("maps", SelfAttention, "scores"),
+        ("text records", TextDatabase, "__getitem__"),
+        ("image records", ImageDatabase, "__getitem__"),
+    ):
+        original = getattr(owner, method)
 
-    def scores(self: SelfAttention, hidden: Tensor) -> Tensor:
-        work["maps"] += len(hidden)
-        return map_of(self, hidden)
+        def counting(self: Any, key: Any, kind: str = kind, original: Any = original) -> Any:
+            work[kind] += len(key) if kind == "maps" else 1
+            return original(self, key)
 
-    monkeypatch.setattr(SelfAttention, "scores", scores)
-    for kind, database in (("text records", TextDatabase), ("image records", ImageDatabase)):
-        look_up = database.__getitem__
-
-        def counting(self: Any, name: str, kind: str = kind, look_up: Any = look_up) -> Any:
-            work[kind] += 1
-            return look_up(self, name)
-
-        monkeypatch.setattr(database, "__getitem__", counting)
+        monkeypatch.setattr(owner, method, counting)
     yield work
     for hook in hooks:
         hook.remove()
@@ -74,30 +66,25 @@ def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def test_evaluation(bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record is read once, each text and image embedded once, little is padded, the last layer computes [CLS] alone."""
-    source, model = bundled.source(), bundled.model()
-    texts = torch.from_numpy(source.text_db.lengths).long() + 2
-    images = torch.tensor([len(source.image_db[name].boxes) for name in source.image_names])
+    split, model = bundled.source(), bundled.model()
+    texts = split.text_db.lengths + 2
+    images = [len(split.image_db[name].boxes) for name in split.image_names]
     with counted(model, monkeypatch) as work:
-        score_matrix(model, source, compute, loader, SingleProcess())
+        score_matrix(model, split, compute, loader, SingleProcess())
     pairs = len(texts) * len(images)
-    real = int(texts.sum()) * len(images) + int(images.sum()) * len(texts)
-    assert work.pop("text records") == len(texts)
-    assert work.pop("image records") == len(images)
-    assert work.pop("embedded tokens") == int(texts.sum())
-    assert work.pop("embedded regions") == int(images.sum())
+    real = int(texts.sum()) * len(images) + sum(images) * len(texts)
+    assert (work.pop("text records"), work.pop("image records")) == (len(texts), len(images))
+    assert (work.pop("embedded tokens"), work.pop("embedded regions")) == (texts.sum(), sum(images))
     last = bundled.config.num_hidden_layers - 1
-    for number in range(last):
-        computed = {work.pop(f"{kind}, layer {number}") for kind in ("queries", "keys", "values", "widened")}
-        assert len(computed) == 1
-        assert real <= computed.pop() <= 1.03 * real
     assert work.pop(f"queries, layer {last}") == work.pop(f"widened, layer {last}") == pairs
-    assert real <= work.pop(f"keys, layer {last}") == work.pop(f"values, layer {last}") <= 1.03 * real
-    assert not work
+    assert len(work) == 4 * last + 2  # queries, keys, values and widened rows of the other layers; keys and values of the last
+    assert all(real <= rows <= 1.03 * real for rows in work.values())
+    assert len(set(work.values())) == 1
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["image-anchored", "text-anchored"])
 def test_half_of_a_micro_step(bundled: Golden, compute: ComputeSettings, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The candidates once without gradient, the hard ones once with; each text and image embedded once in both; one map."""
+    """Encode the candidates once without gradient, the hard ones once with; embed each text and image once in both; one map."""
     model, last = bundled.model(), bundled.config.num_hidden_layers - 1
     objective = Objective(hard_neg_size=HARD, margin=0.2, regulariser="singular", layers=(last,))
     with counted(model, monkeypatch) as work:
@@ -107,15 +94,15 @@ def test_half_of_a_micro_step(bundled: Golden, compute: ComputeSettings, monkeyp
     batch = half.batch
     assert {work.pop("text records"), work.pop("image records")} == {1, CANDIDATES}
     assert work.pop("maps") == 1
-    for kept, suffix in ((batch.pairs, ""), (loss.pairs[0], ", with gradient")):
-        assert len(kept) == (1 + HARD if suffix else CANDIDATES)
+    for kept, count, suffix in ((batch.pairs, CANDIDATES, ""), (loss.pairs[0], 1 + HARD, ", with gradient")):
+        assert len(kept) == count
         texts, images = (side.unique() for side in kept.unbind(1))
         assert work.pop("embedded tokens" + suffix) == int(batch.tokens.lengths[texts].sum())
         assert work.pop("embedded regions" + suffix) == int(batch.features.lengths[images].sum())
+        assert work.pop(f"queries, layer {last}{suffix}") == work.pop(f"widened, layer {last}{suffix}") == count
         real = int(batch.tokens.lengths[kept[:, 0]].sum() + batch.features.lengths[kept[:, 1]].sum())
-        padded = {work.pop(f"{kind}, layer {layer}{suffix}") for layer in range(last) for kind in ("queries", "widened")}
-        padded |= {work.pop(f"{kind}, layer {layer}{suffix}") for layer in range(last + 1) for kind in ("keys", "values")}
-        assert len(padded) == 1
-        assert real <= padded.pop() <= 1.25 * real  # few pairs, of very different lengths
-        assert work.pop(f"queries, layer {last}{suffix}") == work.pop(f"widened, layer {last}{suffix}") == len(kept)
+        padded = [work.pop(name) for name in list(work) if name.endswith(", with gradient") == bool(suffix)]
+        assert len(padded) == 4 * last + 2
+        assert len(set(padded)) == 1
+        assert real <= padded[0] <= 1.25 * real  # few pairs, of very different lengths
     assert not work

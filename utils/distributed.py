@@ -125,8 +125,10 @@ class ProcessGroup:
             yield
         except InputError as raised:
             error = raised
-        errors = self.gather((socket.gethostname(), None if error is None else str(error)))
-        message = self.share(_one_message(errors))
+        outcomes = self.gather((socket.gethostname(), error and str(error)))
+        distinct = {message for _, message in outcomes}
+        failed = (f"rank {rank} on {host}: {message}" for rank, (host, message) in enumerate(outcomes) if message is not None)
+        message = self.share(distinct.pop() if len(distinct) == 1 else next(failed, None))
         if message is not None:
             raise _CollectiveError(message) from error
 
@@ -146,24 +148,17 @@ class ProcessGroup:
             sys.exit(2)
         if error is None:
             with _rank_lost_errors():
-                self.close()
+                self._close()
 
-    # No-ops of a single process; the collectives of a library otherwise.
-    def _sum(self, tensor: Tensor) -> None: ...
-
-    def _broadcast(self, tensor: Tensor) -> None: ...
-
-    def _share(self, value: Any) -> Any: ...
-
-    def _gather(self, value: Any) -> Any: ...
-
-    def close(self) -> None:
-        """Shut down the process group."""
+    # The collectives of a library, which a single process never calls.
+    _sum: Callable[[Tensor], object]
+    _broadcast: Callable[[Tensor], object]
+    _share: Callable[[Any], Any]
+    _gather: Callable[[Any], list[Any]]
+    _close: Callable[[], object]
 
 
 class SingleProcess(ProcessGroup):
-    """One process without a launcher."""
-
     launcher = "one process: neither horovodrun's nor torchrun's variables are in the environment"
 
 
@@ -186,31 +181,31 @@ class Horovod(ProcessGroup):
         self.launcher = f"{self.world_size} ranks of horovodrun ({variable} is in the environment), gradients over {backend}"
 
     def _sum(self, tensor: Tensor) -> None:
-        self._in_place(tensor, lambda reachable: self.hvd.allreduce_(reachable, op=self.hvd.Sum))
+        self._in_place(self.hvd.allreduce_, tensor, op=self.hvd.Sum)
 
     def _broadcast(self, tensor: Tensor) -> None:
-        self._in_place(tensor, lambda reachable: self.hvd.broadcast_(reachable, root_rank=0))
+        self._in_place(self.hvd.broadcast_, tensor, root_rank=0)
 
-    def _in_place(self, tensor: Tensor, operation: Callable[[Tensor], Any]) -> None:
+    def _in_place(self, operation: Callable[..., Tensor], tensor: Tensor, **settings: Any) -> None:
         """Apply ``operation`` through a copy on the CPU if horovod was built without NCCL."""
-        if tensor.device.type == "cpu" or self.hvd.nccl_built():
-            operation(tensor)
-        else:
-            tensor.copy_(operation(tensor.cpu()))
+        tensor.copy_(operation(tensor if self.hvd.nccl_built() else tensor.cpu(), **settings))
 
     def _share(self, value: Any) -> Any:
         return self.hvd.broadcast_object(value, root_rank=0, name="share")
 
-    def _gather(self, value: Any) -> Any:
+    def _gather(self, value: Any) -> list[Any]:
         # Without a name Horovod uses that of the type, and blocks forever if one rank has an array and another None.
         return self.hvd.allgather_object(value, name="gather")
 
-    def close(self) -> None:
+    def _close(self) -> None:
         self.hvd.shutdown()
 
 
 class TorchDistributed(ProcessGroup):
     """Ranks of torchrun, or of anything else that sets its variables."""
+
+    _sum = staticmethod(dist.all_reduce)
+    _close = staticmethod(dist.destroy_process_group)
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.rank, self.world_size = _integer(environment, "RANK"), _integer(environment, "WORLD_SIZE")
@@ -227,11 +222,7 @@ class TorchDistributed(ProcessGroup):
         except ValueError as error:
             raise InputError(f"MASTER_ADDR or MASTER_PORT in the environment: {error}; start with torchrun") from error
         backend = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
-        seen = "RANK and WORLD_SIZE are in the environment"
-        self.launcher = f"{self.world_size} ranks of torchrun ({seen}), gradients over {backend}"
-
-    def _sum(self, tensor: Tensor) -> None:
-        dist.all_reduce(tensor)
+        self.launcher = f"{self.world_size} ranks of torchrun (RANK, WORLD_SIZE in the environment), gradients over {backend}"
 
     def _broadcast(self, tensor: Tensor) -> None:
         dist.broadcast(tensor, src=0)
@@ -241,28 +232,14 @@ class TorchDistributed(ProcessGroup):
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def _gather(self, value: Any) -> Any:
+    def _gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
         dist.gather_object(value, values if self.is_main else None, dst=0)
         return values
 
-    def close(self) -> None:
-        dist.destroy_process_group()
-
 
 class _CollectiveError(InputError):
     """An error that all ranks raise together."""
-
-
-def _one_message(errors: list[tuple[str, str | None]]) -> str | None:
-    """Return one message for the (host, message) of each rank: the common one if all failed alike, else that of the first."""
-    failed = [(rank, host, message) for rank, (host, message) in enumerate(errors) if message is not None]
-    if not failed:
-        return None
-    rank, host, message = failed[0]
-    if len(failed) == len(errors) and {other for _, _, other in failed} == {message}:
-        return message
-    return f"rank {rank} on {host}: {message}"
 
 
 def _integer(environment: Mapping[str, str], name: str, default: str = "") -> int:

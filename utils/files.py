@@ -11,11 +11,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from utils.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PARTIAL = ".partial"
 
@@ -115,42 +116,32 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if os.path.lexists(path):
         raise InputError(f"{path}: already exists; remove it or choose another output")
     folder = path.with_name(f".{path.name}{PARTIAL}")
-    descriptor = -1
-    made: list[Path] = []
     try:
         made = [parent for parent in folder.parents if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        _claim(descriptor, folder, path)
-        try:
-            for leftover in folder.iterdir():
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-            yield folder
-            sync_folder(folder)
-            os.rename(folder, path)
-            sync_folder(path.parent)
-        finally:
-            # After the rename this finds neither the folder nor empty parents.
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                for parent in made:
-                    parent.rmdir()
+        with _open_folder(folder) as descriptor:
+            try:  # the lock ends with the descriptor
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                claimed = os.fstat(descriptor).st_ino == os.stat(folder).st_ino
+            except (BlockingIOError, FileNotFoundError):
+                claimed = False  # locked by another process, or already renamed by it
+            if not claimed:
+                raise InputError(f"{path}: another process is writing it; wait for it or choose another output")
+            try:
+                for leftover in folder.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                yield folder
+                sync_folder(folder)
+                os.rename(folder, path)
+                sync_folder(path.parent)
+            finally:
+                # After the rename this finds neither the folder nor empty parents.
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    for parent in made:
+                        parent.rmdir()
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
-    finally:
-        if descriptor != -1:
-            os.close(descriptor)
-
-
-def _claim(descriptor: int, folder: Path, path: Path) -> None:
-    """Lock the open ``folder`` until this process closes it or ends."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        claimed = os.fstat(descriptor).st_ino == os.stat(folder).st_ino
-    except (BlockingIOError, FileNotFoundError):
-        claimed = False  # locked by another process, or already renamed by it
-    if not claimed:
-        raise InputError(f"{path}: another process is writing it; wait for it or choose another output")
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
@@ -161,9 +152,15 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 def sync_folder(path: Path) -> None:
     """Flush the names in folder ``path`` to disk, without which a power cut may undo a rename."""
+    with _open_folder(path) as descriptor:
+        os.fsync(descriptor)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -176,6 +173,8 @@ def save_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
 
 def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
     """Write arrays as ``.npz``, atomically."""
+    import numpy as np  # here, because downloads run before anything is installed
+
     with atomic_file(path) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

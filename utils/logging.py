@@ -37,10 +37,9 @@ class _ScreenHandler(logging.Handler):
 def log_to_screen(rank: int = 0) -> None:
     """Print the program's messages on stderr; only warnings on ranks other than 0."""
     handler = _ScreenHandler()
-    handler.setFormatter(FORMAT)
-    if rank:
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s rank {rank}: %(message)s", FORMAT.datefmt))
-        handler.setLevel(logging.WARNING)
+    origin = f"rank {rank}: " if rank else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {origin}%(message)s", FORMAT.datefmt))
+    handler.setLevel(logging.WARNING if rank else logging.INFO)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.INFO)

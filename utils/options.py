@@ -23,12 +23,7 @@ PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 
 def option(
-    default: Any,
-    help: str,
-    *,
-    affects_result: bool = True,
-    flag_value: str | None = None,
-    choices: Collection[str] | None = None,
+    default: Any, help: str, *, affects_result: bool = True, flag_value: str | None = None, choices: Collection[str] = ()
 ) -> Any:
     """Declare a field of an options dataclass.
 
@@ -168,9 +163,7 @@ class MachineOptions:
         None, "arithmetic of the encoder, fp32 unless fp16 is set; auto: bf16 if the device is fast at it", affects_result=False
     )
     fp16: bool = option(
-        False,
-        "the same as precision fp16 on a CUDA device; elsewhere fp32, with a warning",
-        affects_result=False,
+        False, "the same as precision fp16 on a CUDA device; elsewhere fp32, with a warning", affects_result=False
     )
     n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process", affects_result=False)
     pin_mem: bool = option(True, "read into page-locked memory if the device is a GPU", affects_result=False)

@@ -18,7 +18,7 @@ DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch
 def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
     """Return the device that option ``device`` means for rank ``local_rank`` of ``local_size`` on this host.
 
-    With auto or cuda each rank has a GPU of its own, which also becomes torch's current device.
+    With auto or cuda each rank uses a separate GPU, which also becomes torch's current device.
 
     Raises:
         InputError: the device is not available, or there are fewer GPUs than ranks.

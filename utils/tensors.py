@@ -23,11 +23,15 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.files import atomic_file, short_repr
 
-_ELEMENT_BYTES = {
-    "DoubleStorage": 8, "LongStorage": 8, "FloatStorage": 4, "IntStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
-    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
-}  # fmt: skip
-_REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
+# What a pickle may name, and what stands in for it: for a storage, the bytes per element.
+_STAND_INS: dict[tuple[str, str], Any] = {
+    **{("torch", f"{name}Storage"): 8 for name in ("Double", "Long")},
+    **{("torch", f"{name}Storage"): 4 for name in ("Float", "Int")},
+    **{("torch", f"{name}Storage"): 2 for name in ("Half", "BFloat16", "Short")},
+    **{("torch", f"{name}Storage"): 1 for name in ("Char", "Byte", "Bool")},
+    **{("torch._utils", f"_rebuild_{name}"): lambda *_: None for name in ("tensor", "tensor_v2", "parameter")},
+    ("collections", "OrderedDict"): lambda: OrderedDict(),  # a copy of a large argument could be asked for again and again
+}
 
 
 def save_tensors(path: str | Path, value: Any) -> None:
@@ -57,10 +61,8 @@ def load_tensors(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
-    except OSError as error:
-        raise InputError(f"{path}: not a readable checkpoint ({error.strerror})") from error
     except Exception as error:  # a damaged pickle can make torch raise anything
-        reason = error if isinstance(error, InputError) else type(error).__name__
+        reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
         raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
 
 
@@ -95,11 +97,10 @@ def _check(file: IO[bytes]) -> None:
     size = file.seek(0, io.SEEK_END)
     longest = max(1 << 20, size // 64)  # of a pickle, one byte of which can make an object of 64
     file.seek(0)
-    if file.read(4) == b"PK\x03\x04":
+    head = file.read(longest)
+    if head.startswith(b"PK\x03\x04"):
         _check_zip(file, size, longest)
         return
-    file.seek(0)
-    head = file.read(longest)
     if head[257:262] == b"ustar":
         raise InputError("it is a tar archive")
     inspector = _Inspector(io.BytesIO(head))
@@ -152,14 +153,9 @@ class _Inspector(pickle._Unpickler):
         self.storages: dict[Any, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a stand-in for an allowed name; for a storage, the bytes per element."""
-        if module == "torch" and name in _ELEMENT_BYTES:
-            return _ELEMENT_BYTES[name]
-        if module == "torch._utils" and name in _REBUILD:
-            return lambda *arguments: None
-        if (module, name) == ("collections", "OrderedDict"):
-            return lambda: OrderedDict()  # a copy of a large argument could be asked for again and again
-        raise InputError(f"it would call {short_repr(f'{module}.{name}')}, expected plain numbers")
+        if (module, name) not in _STAND_INS:
+            raise InputError(f"it would call {short_repr(f'{module}.{name}')}, expected plain numbers")
+        return _STAND_INS[module, name]
 
     def persistent_load(self, pid: Any) -> None:
         """Note a storage, ("storage", type, key, location, number of elements)."""

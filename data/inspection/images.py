@@ -164,7 +164,7 @@ def _check_image(name: str, boxes: int | None, arrays: dict[str, np.ndarray], la
         values = array.astype(np.float32) if array.dtype == np.float16 else array  # half precision computes slowly
         parts = {"x1 y1 x2 y2": values[:, :4], "w h": values[:, 4:]} if key == "norm_bb" else {key: values}
         for label, part in parts.items():
-            summary.ranges.setdefault(label, Range()).update(Range.of(part))
+            summary.add_range(label, Range.of(part))
         for kind, example in _value_faults(key, values):
             faults.add(kind, f"{name!r}: {example}")
 

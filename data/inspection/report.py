@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,30 +62,24 @@ class Faults:
         self.counts.update(other.counts)
 
 
-@dataclass
-class Range:
-    """Minimum, maximum, mean and share of zeros of all numbers seen."""
+class Range(NamedTuple):
+    """Number, minimum, maximum and sum of all numbers seen, and how many of them are 0."""
 
-    count: int = 0
-    total: float = 0.0
-    low: float = math.inf
-    high: float = -math.inf
-    zeros: int = 0
+    number: int
+    low: float
+    high: float
+    total: float
+    zeros: int
 
     @classmethod
     def of(cls, values: np.ndarray) -> Range:
         """That of ``values``, which are finite and not empty."""
-        zeros = values.size - int(np.count_nonzero(values))
-        return cls(values.size, float(values.sum(dtype=np.float64)), float(values.min()), float(values.max()), zeros)
-
-    def update(self, other: Range) -> None:
-        """Add other numbers."""
-        self.count, self.total, self.zeros = self.count + other.count, self.total + other.total, self.zeros + other.zeros
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        low, high, total = float(values.min()), float(values.max()), float(values.sum(dtype=np.float64))
+        return cls(values.size, low, high, total, int(np.count_nonzero(values == 0)))
 
     @property
     def mean(self) -> float:
-        return self.total / self.count
+        return self.total / self.number
 
 
 @dataclass
@@ -98,11 +91,17 @@ class Summary:
     examples: dict[Any, Any] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
+    def add_range(self, name: str, new: Range) -> None:
+        """Extend a range by more numbers."""
+        old = self.ranges.get(name, new._replace(number=0, total=0, zeros=0))
+        low, high = min(old.low, new.low), max(old.high, new.high)
+        self.ranges[name] = Range(old.number + new.number, low, high, old.total + new.total, old.zeros + new.zeros)
+
     def update(self, other: Summary) -> None:
         """Add what later records hold."""
         self.counts.update(other.counts)
         for name, values in other.ranges.items():
-            self.ranges.setdefault(name, Range()).update(values)
+            self.add_range(name, values)
         self.examples = other.examples | self.examples
         self.faults.update(other.faults)
 
@@ -124,15 +123,14 @@ class Report:
     faults: Faults = field(default_factory=Faults)
 
 
-def bins(counts: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """Group ``counts`` into at most twenty bins 1, 2, 5, 10 ... numbers wide: (first number, last number, count)."""
+def bins(counts: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Group ``counts`` into at most twenty bins 1, 2, 5, 10 ... numbers wide: the edges (bins + 1,) and the totals (bins,)."""
     low, high = min(counts), max(counts)
     steps = (digit * 10**power for power in count() for digit in (1, 2, 5))
     step = next(step for step in steps if high // step - low // step < _MAX_BINS)
-    totals = dict.fromkeys(range(low // step, high // step + 1), 0)
-    for number, times in counts.items():
-        totals[number // step] += times
-    return [(index * step, index * step + step - 1, total) for index, total in totals.items()]
+    edges = np.arange(low // step, high // step + 2) * step
+    totals, _ = np.histogram(list(counts), edges, weights=list(counts.values()))
+    return edges, totals
 
 
 def spread(counts: Mapping[int, int], each: str) -> str:
@@ -149,12 +147,7 @@ def share(part: int, whole: int, things: str) -> str:
 
 def size_on_disk(files: Iterable[Path]) -> str:
     """The total size of those ``files`` that exist."""
-    size = float(sum(file.stat().st_size for file in files if file.is_file()))
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:,.1f} MB"
 
 
 def table(fields: Mapping[str, Any]) -> dict[str, str]:

@@ -109,28 +109,25 @@ def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
 
 def as_json(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, failures: Mapping[Run, str]) -> dict[str, Any]:
     """Return every run with its numbers, or None, and every row."""
-    return {
-        "baseline": baseline_of(runs),
-        "runs": [
-            {
-                "name": run.name,
-                "seed": run.seed,
-                "output_dir": str(run.folder),
-                "values": metrics.get(run),
-                "error": failures.get(run),
-            }
-            for run in runs
-        ],
-        "rows": [
-            {
-                "name": row.name,
-                "seeds": row.seeds,
-                "metrics": {key: value.to_dict() for key, value in row.metrics.items()},
-                "differences": {key: value.to_dict() for key, value in row.differences.items()},
-            }
-            for row in rows
-        ],
-    }
+    of_runs = [
+        {
+            "name": run.name,
+            "seed": run.seed,
+            "output_dir": str(run.folder),
+            "values": metrics.get(run),
+            "error": failures.get(run),
+        }
+        for run in runs
+    ]
+    of_rows = [
+        {"name": row.name, "seeds": row.seeds, "metrics": _as_dicts(row.metrics), "differences": _as_dicts(row.differences)}
+        for row in rows
+    ]
+    return {"baseline": baseline_of(runs), "runs": of_runs, "rows": of_rows}
+
+
+def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {key: value.to_dict() for key, value in estimates.items()}
 
 
 def as_csv(runs: Sequence[Run], metrics: Metrics) -> str:

@@ -19,7 +19,7 @@ from PIL import Image as Picture
 
 from data.text_db import Text
 from data.tokenizer import joined
-from evaluation.plots.regions import ASPECT, draw_boxes, tiles_of
+from evaluation.plots.regions import ASPECT, TILE, draw_boxes, tiles_of
 from evaluation.plots.style import printable, shorten, style
 from evaluation.retriever import Attention
 from model.iais import MODALITIES, Modality, PairAttention, between_nearest, distributed, distributed_target, nearest, singular
@@ -49,10 +49,8 @@ class Labels(NamedTuple):
 
     def depth(self, cell: float) -> float:
         """Estimate the inches that names and tiles take beside cells of ``cell`` inches."""
-        return self.name_width(cell) + (_tile_rows(cell) ** 2 * cell if self.tiles else 0)
-
-    def name_width(self, cell: float) -> float:
-        return max(map(len, self.names)) * _LETTER * _font_size(cell) / 72
+        names = max(map(len, self.names)) * _LETTER * _font_size(cell) / 72
+        return names + (_tile_rows(cell) ** 2 * cell if self.tiles else 0)
 
 
 class Map(NamedTuple):
@@ -166,7 +164,6 @@ def _maps_panel(by_model: Sequence[Sequence[Sequence[Map]]], own_colours: bool) 
                     values = heat.values
                     limits = (float(values.min()), float(values.max())) if own_colours else (0.0, largest[heat.kind])
                     _draw_map(figure, grid[row, model * (len(columns) + 1) + column], heat, limits, cell)
-        figure.align_titles()
 
     return Panel(sum(widths) + (left + 0.2) * len(widths) + _GAP, cell * sum(rows) + sum(above) + 0.9 * len(rows), draw)
 
@@ -183,16 +180,24 @@ def _tile_rows(cell: float) -> int:
 
 def _draw_map(figure: SubFigure, axes: Axes, heat: Map, limits: tuple[float, float], cell: float) -> None:
     image = axes.imshow(heat.values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], interpolation="none")
-    axes.set_anchor("NW")
+    axes.set(anchor="NW", xticks=(), yticks=())
     axes.spines[:].set_visible(True)
-    axes.set_title(heat.title, parse_math=True)
     bar_axes = axes.inset_axes((0, -0.15, 0.65, 0.08), transform=_inches_from(axes, 0, 0))
     bar = figure.colorbar(image, cax=bar_axes, orientation="horizontal")
     bar.set_ticks(limits, labels=[f"{limit:.2g}" for limit in limits], fontsize=6.5)
     bar.outline.set_linewidth(0)  # type: ignore[operator]
     bar.ax.tick_params(length=0)
-    _draw_labels(axes, heat.rows, "y", cell)
-    _draw_labels(axes, heat.columns, "x", cell)
+    look = {"length": 0, "labelsize": _font_size(cell)}
+    beside = _draw_tiles(axes, heat.rows.tiles, "y", cell) if heat.rows.tiles else axes
+    beside.set_yticks(range(len(heat.rows.names)), heat.rows.names)
+    beside.tick_params("y", **look)
+    above = _draw_tiles(axes, heat.columns.tiles, "x", cell) if heat.columns.tiles else axes
+    above.xaxis.tick_top()
+    above.set_xticks(range(len(heat.columns.names)), heat.columns.names)
+    above.tick_params("x", rotation=0 if max(map(len, heat.columns.names)) <= 2 else 90, **look)
+    # A title would do, but measures all labels again for every drawing.
+    above.xaxis.set_label_position("top")
+    above.set_xlabel(heat.title, loc="left", labelpad=6, fontsize="medium", parse_math=True)
 
 
 def _inches_from(axes: Axes, x: float, y: float) -> Transform:
@@ -200,41 +205,29 @@ def _inches_from(axes: Axes, x: float, y: float) -> Transform:
     return axes.figure.dpi_scale_trans + ScaledTranslation(x, y, BboxTransformTo(axes.bbox))
 
 
-def _draw_labels(axes: Axes, labels: Labels, along: Literal["x", "y"], cell: float) -> None:
-    """Names along the upper (``"x"``) or left side, beyond the tiles if there are some."""
-    count, size = len(labels.names), _font_size(cell)
-    if labels.tiles:
-        axes.set(**{f"{along}ticks": ()})
-        axes = _draw_tiles(axes, labels.tiles, along, cell)
-    if along == "y":
-        axes.set_yticks(range(count), labels.names)
-    else:
-        upright = labels.name_width(cell) <= cell
-        axes.set_xticks(range(count), labels.names, rotation="horizontal" if upright else "vertical")
-        axes.xaxis.tick_top()
-    axes.tick_params(axis=along, length=0, labelsize=size)
-
-
 def _draw_tiles(axes: Axes, tiles: Sequence[np.ndarray], along: Literal["x", "y"], cell: float) -> Axes:
     """Draw tiles on new axes outside ``axes``, staggered in rows and joined to their cells by lines; return these axes."""
     count, rows = len(tiles), _tile_rows(cell)
-    size = rows * cell  # inches
+    depth, step = rows * rows * cell, TILE // rows  # inches; pixels per cell
+    turn = (1, 0, 2) if along == "x" else (0, 1, 2)
+    canvas = np.zeros(((count + rows - 1) * step, rows, TILE, 4), np.uint8)
+    for number, tile in enumerate(tiles):
+        canvas[number * step :, rows - 1 - number % rows][: rows * step] = tile.transpose(turn)[: rows * step]
+    pixels = canvas.reshape(len(canvas), rows * TILE, 4).transpose(turn)
+    before, after = -rows / 2, count - 1 + rows / 2
     if along == "x":
         transform = blended_transform_factory(axes.transAxes, _inches_from(axes, 0, 1))
-        strip = axes.inset_axes((0, 0, 1, rows * size), transform=transform)
-        strip.set(xlim=(-0.5, count - 0.5), ylim=(0, rows), xticks=(), yticks=(), facecolor="none")
+        strip = axes.inset_axes((0, 0, 1, depth), transform=transform, facecolor="none")
+        strip.imshow(pixels, extent=(before, after, 0, rows), aspect="auto")
+        strip.set(xlim=(-0.5, count - 0.5), xticks=(), yticks=())
         strip.vlines(range(count), 0, rows, color=_FAINT, linewidth=0.4, zorder=-1)
     else:
         transform = blended_transform_factory(_inches_from(axes, 0, 0), axes.transAxes)
-        strip = axes.inset_axes((-rows * size, 0, rows * size, 1), transform=transform)
-        strip.set(xlim=(rows, 0), ylim=(count - 0.5, -0.5), xticks=(), yticks=(), facecolor="none")
+        strip = axes.inset_axes((-depth, 0, depth, 1), transform=transform, facecolor="none")
+        strip.imshow(pixels, extent=(rows, 0, after, before), aspect="auto")
+        strip.set(ylim=(count - 0.5, -0.5), xticks=(), yticks=())
         strip.hlines(range(count), 0, rows, color=_FAINT, linewidth=0.4, zorder=-1)
     strip.spines[:].set_visible(False)
-    for number, tile in enumerate(tiles):
-        inner, outer = number % rows + 0.03, number % rows + 0.97
-        before, after = number - 0.47 * rows, number + 0.47 * rows
-        extent = (before, after, inner, outer) if along == "x" else (outer, inner, after, before)
-        strip.imshow(tile, extent=extent, aspect="auto")
     return strip
 
 

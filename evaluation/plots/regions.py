@@ -38,7 +38,7 @@ def tiles_of(picture: Picture.Image, boxes: np.ndarray) -> list[np.ndarray]:
     for x1, y1, x2, y2 in (boxes[:, :4].clip(0, 1) * np.tile(picture.size, 2)).tolist():
         left, top = min(int(x1), picture.width - 1), min(int(y1), picture.height - 1)
         crop = picture.crop((left, top, max(round(x2), left + 1), max(round(y2), top + 1)))
-        scale = TILE / max(crop.size)
+        scale = (TILE - 6) / max(crop.size)  # leaves a gap between neighbouring tiles
         crop = crop.resize((max(round(crop.width * scale), 1), max(round(crop.height * scale), 1)))
         tile = Picture.new("RGBA", (TILE, TILE))
         tile.paste(crop, ((TILE - crop.width) // 2, (TILE - crop.height) // 2))

@@ -84,6 +84,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # drawn as a box
         if engine := figure.get_layout_engine():
             engine.execute(figure)
-            figure.set_layout_engine("none")  # lay out once; every further drawing would move the axes a little
+            figure.set_layout_engine(None)  # lay out once; every further drawing would move the axes a little
         metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight", pad_inches=0.2, metadata=metadata)
+        box = figure.get_tightbbox().padded(0.2)  # bbox_inches="tight" would draw twice
+        figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches=box, metadata=metadata)

@@ -1,10 +1,11 @@
-"""Five true sentences about a scene: relations of two items, of three, a list, and a count.
+"""Write five true captions of a scene: relations between two items, between three, a list, and a count.
 
-A sentence is kept as segments, so that the plain caption, its tokens and the Flickr30k-Entities line come from one place.
+A caption is a list of segments, from which its text, its tokens and its line in the format of Flickr30k Entities are made.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ WORDINGS = {
 }
 NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 PLURALS = {"cross": "crosses"}
-# No template of two items starts or ends with an item: a capital letter or a full stop at the word would make the two
-# captions of a twin pair differ in more than the order of their words.
+# No template for two items starts or ends with an item: with its capital letter or full stop, the two captions of a twin pair
+# would differ in more than the order of their words.
 TWO_ITEMS = (
     "There is {a} {rel} {b} here .",
     "There is {a} {rel} {b} in {scene} .",
@@ -54,7 +55,7 @@ SCENE_WORDS = ("The picture", "This picture", "The drawing")
 
 @dataclass(frozen=True)
 class Mention:
-    """One item as a caption describes it; ``size`` may be left unsaid."""
+    """One item as a caption describes it; ``size`` is None if the caption does not say it."""
 
     item: int
     size: str | None
@@ -67,7 +68,7 @@ class Mention:
         return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
 
     def find(self, items: tuple[Item, ...]) -> Item | None:
-        """The item of any scene that answers to this description; there is never more than one."""
+        """Return the item that fits the description, or None; no two items of a scene share both colour and shape."""
         for item in items:
             if (item.colour, item.shape) == (self.colour, self.shape) and self.size in (None, item.size):
                 return item
@@ -76,7 +77,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase and the items it stands for; a phrase for the picture as a whole stands for none."""
+    """A noun phrase and the indices of the items it refers to; none for a phrase that refers to the whole picture."""
 
     text: str
     items: tuple[int, ...] = ()
@@ -84,7 +85,13 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence, and what it claims: mentioned items, (first, relation, second) and (shape or None for all, number)."""
+    """A sentence and its claims.
+
+    Attributes:
+        mentions: the items that must exist.
+        relations: (first, relation, second), with ``first`` left of, right of, above or below ``second``.
+        count: (shape, number); the shape None stands for all shapes.
+    """
 
     segments: tuple[str | Phrase, ...]
     mentions: tuple[Mention, ...]
@@ -102,23 +109,21 @@ class Caption:
         return self.raw.lower().replace(",", "").replace(".", "").split()
 
     def holds(self, items: tuple[Item, ...]) -> bool:
-        """Whether every claim is true of a scene with these items, be it the caption's own or another."""
-        found = {mention: mention.find(items) for mention in self.mentions}
-        if self.count:
-            shape, number = self.count
-            if sum(shape in (None, item.shape) for item in items) != number:
-                return False
-        if None in found.values():
-            return False
-        for first, relation, second in self.relations:
-            one, other = found[first], found[second]
-            if one is None or other is None or not related(one.box, relation, other.box):
-                return False
-        return True
+        """Whether every claim is true of a scene with these items, be it the caption's own scene or another."""
+        boxes = {mention: item.box for mention in self.mentions if (item := mention.find(items))}
+        shape, number = self.count or (None, len(items))
+        return (
+            len(boxes) == len(self.mentions)
+            and sum(shape in (None, item.shape) for item in items) == number
+            and all(related(boxes[first], relation, boxes[second]) for first, relation, second in self.relations)
+        )
 
 
 def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> list[Caption]:
-    """Five different captions, the first ``relations`` of them of two items: the swapped ones of a twin, in both directions."""
+    """Return five different captions, the first ``relations`` of which relate two items.
+
+    In a scene with a twin, these relate the two swapped items, alternately in both directions.
+    """
     order = rng.permutation(len(scene.items)).tolist()
     if scene.swap is None:
         pairs = [(order[number % len(order)], order[(number + 1) % len(order)]) for number in range(relations)]
@@ -128,19 +133,16 @@ def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> li
         both = [(swap.first, swap.second, swap.relation), (swap.second, swap.first, OPPOSITE[swap.relation])]
         picked = [both[number % 2] for number in range(relations)]
     captions: list[Caption] = []
-    for first, second, relation in picked:
-        caption = _two_items(scene, first, second, relation, rng)
-        while caption.raw in [other.raw for other in captions]:
-            caption = _two_items(scene, first, second, relation, rng)
-        captions.append(caption)
-    others = (_three_items, _list, _count)
-    return captions + [write(scene, rng) for write in others[: CAPTIONS - relations]]
+    while len(captions) < relations:
+        caption = _two_items(scene, *picked[len(captions)], rng)
+        if caption.raw not in [other.raw for other in captions]:
+            captions.append(caption)
+    return captions + [write(scene, rng) for write in (_three_items, _list, _count)[: CAPTIONS - relations]]
 
 
 def swap_roles(caption: Caption) -> Caption:
-    """The same words with the two items of a relation exchanged: true of the twin, false of the scene."""
+    """Exchange the two items of a relation: the same words, true of the twin and false of the scene."""
     ((first, relation, second),) = caption.relations
-    exchanged: dict[tuple[int, ...], Phrase]
     exchanged = {(first.item,): Phrase(second.text, (second.item,)), (second.item,): Phrase(first.text, (first.item,))}
     segments = tuple(exchanged.get(s.items, s) if isinstance(s, Phrase) else s for s in caption.segments)
     return Caption(segments, caption.mentions, ((second, relation, first),))
@@ -166,21 +168,16 @@ def _list(scene: Scene, rng: np.random.Generator) -> Caption:
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Counts one shape where there are several of it and two items of other shapes; counts all items elsewhere."""
-    groups: dict[str, list[int]] = {}
-    for index, item in enumerate(scene.items):
-        groups.setdefault(item.shape, []).append(index)
-    countable = [shape for shape, group in groups.items() if 2 <= len(group) <= len(scene.items) - 2]
-    if not countable:
-        a, b = _mentions(scene, 2, rng)
-        everything = Phrase(f"{NUMBERS[len(scene.items)]} shapes", tuple(range(len(scene.items))))
-        segments = _fill(_pick(COUNT_ALL, rng), rng, {"a": a, "b": b, "n": everything})
-        return Caption(segments, (a, b), count=(None, len(scene.items)))
-    shape = _pick(tuple(countable), rng)
+    """Count a shape that several items have and at least two others have not; without such a shape, count all items."""
+    numbers = Counter(item.shape for item in scene.items)
+    countable = tuple(shape for shape, number in numbers.items() if 2 <= number <= len(scene.items) - 2)
+    shape = _pick(countable, rng) if countable else None
     a, b = _mentions(scene, 2, rng, leave_out=shape)
-    group = Phrase(f"{NUMBERS[len(groups[shape])]} {PLURALS.get(shape, shape + 's')}", tuple(groups[shape]))
-    segments = _fill(_pick(COUNT_SHAPE, rng), rng, {"a": a, "b": b, "n": group})
-    return Caption(segments, (a, b), count=(shape, len(groups[shape])))
+    members = tuple(index for index, item in enumerate(scene.items) if shape in (None, item.shape))
+    noun = PLURALS.get(shape, f"{shape}s") if shape else "shapes"
+    group = Phrase(f"{NUMBERS[len(members)]} {noun}", members)
+    segments = _fill(_pick(COUNT_SHAPE if shape else COUNT_ALL, rng), rng, {"a": a, "b": b, "n": group})
+    return Caption(segments, (a, b), count=(shape, len(members)))
 
 
 def _mention(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
@@ -189,7 +186,7 @@ def _mention(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
 
 
 def _mentions(scene: Scene, number: int, rng: np.random.Generator, leave_out: str | None = None) -> list[Mention]:
-    """Different items, in random order."""
+    """Mention ``number`` different items in random order."""
     indices = [index for index, item in enumerate(scene.items) if item.shape != leave_out]
     return [_mention(scene, index, rng) for index in rng.permutation(indices)[:number].tolist()]
 
@@ -205,7 +202,7 @@ def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
 def _fill(
     template: str, rng: np.random.Generator, phrases: dict[str, Mention | Phrase], **wordings: str
 ) -> tuple[str | Phrase, ...]:
-    """The template's words with its ``{slots}`` replaced; the first letter becomes a capital."""
+    """Replace the ``{slots}`` of a template, and make its first letter a capital."""
     segments: list[str | Phrase] = []
     for word in template.split():
         slot = word.strip("{}")

@@ -95,5 +95,5 @@ def images_per_caption(jobs: list[Job], recipe: Recipe) -> np.ndarray:
 
 
 def random_stream(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:
-    """A random generator per image and purpose, so that the order of work does not matter."""
+    """Return a random generator for one image and purpose, so that results do not depend on the order of work."""
     return np.random.default_rng([seed, SPLITS.index(split), index, *purpose.encode()])

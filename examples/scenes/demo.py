@@ -1,7 +1,7 @@
-"""The demo: draw the scenes, train a start, fine-tune without and with IAIS, evaluate, and show what came out.
+"""The demo: draw the scenes, train from random negatives, fine-tune without and with IAIS, evaluate, and report.
 
-Finished steps are kept: a second call resumes an interrupted one or prints the table again. What was made with other options is
-made again.
+Finished steps are kept: a second call resumes an interrupted demo or prints the table again. A training with other options is
+run again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular"
 
 
 def run_demo(seed: int, data: Path = Path("demo")) -> None:
-    """Run what is not done yet under ``data`` and print the table. Raises ``InputError`` if a step fails."""
+    """Run the steps not done yet under ``data`` and print the table. Raises ``InputError`` if a step fails."""
     started = time.perf_counter()
     runs, options = data / f"seed-{seed}", ["--seed", str(seed)]
     make_data(data)
@@ -56,7 +56,7 @@ def run_demo(seed: int, data: Path = Path("demo")) -> None:
 
 
 def make_data(data: Path) -> None:
-    """Draw the scenes, and convert them like any captions and features."""
+    """Draw the scenes and convert their captions and features to databases."""
     scenes, image_db = data / "scenes", data / "img_db/scenes"
     if not scenes.exists():
         run("drawing scenes", "scripts/make_scenes.py", "--output", scenes, "--seed", "0")
@@ -98,7 +98,7 @@ def evaluate(title: str, data: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def show(data: Path, runs: Path, checkpoints: Sequence[Path]) -> tuple[Path, Path]:
-    """Write a report on the evaluations, and the attention of one test pair in the last two models, without and with IAIS."""
+    """Report on the evaluations, and draw the attention of one test pair in the last two models, without and with IAIS."""
     report, picture = runs / "report", runs / "attention.png"
     shutil.rmtree(report, ignore_errors=True)
     tests = [run_of(checkpoint) / "test" for checkpoint in checkpoints]

@@ -1,4 +1,4 @@
-"""Draws a scene with Pillow: soft texture, soft shadows, anti-aliased shapes."""
+"""Draw a scene with Pillow: a soft texture, soft shadows, anti-aliased shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from examples.scenes.shapes import silhouette
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """The scene as an RGB picture of ``WIDTH`` x ``HEIGHT``."""
+    """Draw the scene as an RGB picture of ``WIDTH`` x ``HEIGHT`` pixels."""
     masks = [_mask(item) for item in scene.items]
     shadow = Image.new("L", (WIDTH, HEIGHT))
     for mask, corner in masks:
@@ -27,7 +27,7 @@ def draw_picture(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _mask(item: Item) -> tuple[Image.Image, tuple[int, int]]:
-    """Coverage of the item, and where the mask's top left pixel lies in the picture."""
+    """Return the coverage of the item, and the position of the mask's top left pixel in the picture."""
     x1, y1, x2, y2 = item.box
     left, top = int(np.floor(x1)), int(np.floor(y1))
     width, height = int(np.ceil(x2)) - left, int(np.ceil(y2)) - top
@@ -37,7 +37,7 @@ def _mask(item: Item) -> tuple[Image.Image, tuple[int, int]]:
 
 
 def _paint(item: Item, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """The item's colour, a little different in every picture, a little lighter at the top."""
+    """Return the item's colour, varied a little from picture to picture and lighter at the top."""
     colour = np.array(COLOURS[item.colour]) + rng.uniform(-8, 8, size=3)
     light = np.linspace(1.07, 0.93, size[1])[:, None, None]
     pixels = np.broadcast_to(colour * light, (size[1], size[0], 3))
@@ -45,9 +45,9 @@ def _paint(item: Item, size: tuple[int, int], rng: np.random.Generator) -> Image
 
 
 def _background(rng: np.random.Generator) -> NDArray[np.float32]:
-    """A muted mid-tone with one of five textures; (height, width, 3). Every item colour stands out from it."""
+    """Return a muted mid-tone with one of five textures, from which every item colour stands out: (height, width, 3)."""
     base = 255 * np.array(colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.06, 0.2), rng.uniform(0.62, 0.74)))
-    # every second pixel is enough for something so soft, and four times as quick
+    # Half the resolution is enough for a soft texture, and four times as fast.
     x, y = np.meshgrid(np.arange(0, WIDTH, 2, dtype=np.float32), np.arange(0, HEIGHT, 2, dtype=np.float32))
     slope = rng.uniform(-1, 1, size=2).astype(np.float32)
     relief = 5 * (slope[0] * (x / WIDTH - 0.5) + slope[1] * (y / HEIGHT - 0.5))
@@ -68,7 +68,7 @@ def _background(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _clouds(rng: np.random.Generator, grain: int, strength: float) -> NDArray[np.float32]:
-    """Smooth noise at half resolution whose blotches are about ``grain`` pixels of the picture wide."""
+    """Return smooth noise at half resolution with blotches about ``grain`` pixels wide in the picture."""
     coarse = rng.uniform(-strength, strength, size=(HEIGHT // grain + 2, WIDTH // grain + 2)).astype(np.float32)
     return _resized(coarse, WIDTH // 2, HEIGHT // 2)
 

@@ -1,9 +1,9 @@
-"""Region features of a picture: a stand-in for an object detector, computed from pixels by fixed rules, with nothing learned.
+"""Region features of a picture from its pixels by fixed rules: a stand-in for an object detector, with nothing learned.
 
-Like a detector it knows the colours and shapes by name: it compares what it sees with one template of each. It also sees
-what a template leaves out: the exact colour, the silhouette, the surroundings.
+Like a detector it knows the colours and shapes by name, by comparison with a template of each. It also keeps what a template
+leaves out: the exact colour, the silhouette, the surroundings.
 
-Legend: K boxes, S = ``PATCH`` pixels, D = length of the hand-made descriptor, all arithmetic in float64.
+Shapes: K boxes, S = ``PATCH`` pixels, D length of the descriptor. All arithmetic is in float64.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Array = NDArray[np.float64]
 
 FEATURE_SIZE = 2048
 PATCH = 40
-CONTEXT = 0.08  # how far beyond the box the descriptor looks, as a share of the box's sides
+CONTEXT = 0.08  # margin around the box that the descriptor includes, as a share of the box's sides
 SIZE_LEVELS = np.array([22.5, 45.0, 90.0, 180.0])  # pixels, one octave apart
 TEMPLATE_ANGLES = (-0.1, 0.0, 0.1)  # radians
 PROJECTION_SEED = 20210
-THRESHOLD = 0.6  # of the rectifier; leaves about a third of the features above zero, as a detector's are
+THRESHOLD = 0.6  # of the rectifier; leaves about a third of the features above zero, as in a detector
 
 
 def propose_boxes(scene: Scene, rng: np.random.Generator) -> tuple[Array, Array]:
-    """What a detector would return: every item, a little off, then parts of items and patches of background.
+    """Propose boxes as a detector would: every item, a little off, then parts of items and patches of background.
 
-    Returns boxes (K, 4) in pixels and confidences (K,), falling; 10 <= K <= 14.
+    Return boxes (K, 4) in pixels and confidences (K,) in descending order, 10 <= K <= 14.
     """
     truth = np.array([item.box for item in scene.items])  # (items, 4)
     sides = np.tile(truth[:, 2:] - truth[:, :2], 2)
@@ -46,45 +46,39 @@ def propose_boxes(scene: Scene, rng: np.random.Generator) -> tuple[Array, Array]
 
 
 def region_features(picture: Image.Image, boxes: Array) -> NDArray[np.float16]:
-    """(K, 2048), non-negative: the descriptor through one fixed random layer with a rectifier."""
+    """Pass the descriptor through one fixed random layer with a rectifier: (K, 2048), non-negative."""
     described = descriptor(picture, boxes)  # (K, D)
     return np.maximum(described @ _random_layer(described.shape[1]) - THRESHOLD, 0).astype(np.float16)
 
 
 def normalised(boxes: Array) -> NDArray[np.float16]:
-    """(K, 6): x1, y1, x2, y2, width, height as shares of the picture's."""
+    """Return x1, y1, x2, y2, width and height as shares of the picture's width and height: (K, 6)."""
     corners = boxes / [WIDTH, HEIGHT, WIDTH, HEIGHT]
     return np.concatenate([corners, corners[:, 2:] - corners[:, :2]], axis=1).astype(np.float16)
 
 
 def descriptor(picture: Image.Image, boxes: Array) -> Array:
-    """(K, D): colour, shape and size of what stands out from the box's border, and the border's colour."""
+    """Describe colour, shape and size of what stands out from the box's border, and the border's colour: (K, D)."""
     patches = _patches(picture, boxes)  # (K, S, S, 3), 0..1
     surroundings = np.median(_border(patches), axis=1)  # (K, 3)
     distance = np.linalg.norm(patches - surroundings[:, None, None], axis=-1)
     mask = np.clip((distance - 0.12) / 0.08, 0, 1)  # (K, S, S); textures stay below 0.12, items above 0.2
-    # faint where there is little to see, and where what there is runs out of the box
+    # Close to 0 if there is little to see, or if it is cut off by the box.
     seen = np.clip(mask.mean(axis=(1, 2)) / 0.15, 0, 1)
     cut = np.clip(4 * _border(mask[..., None]).mean(axis=(1, 2)), 0, 1)
     presence = (seen * (1 - cut))[:, None]
-    groups = [
-        presence * _colour(patches, mask),
-        presence * _shape(mask),
-        presence * _size(boxes),
-        1 - presence,
-        surroundings - 0.6,
-    ]
-    return np.concatenate(groups, axis=1)
+    appearance = np.concatenate([_colour(patches, mask), _shape(mask), _size(boxes)], axis=1)
+    return np.concatenate([presence * appearance, 1 - presence, surroundings - 0.6], axis=1)
 
 
 def _border(patches: Array) -> Array:
-    """The outermost two rows and columns of (K, S, S, C), as (K, P, C)."""
+    """Return the outermost two rows and columns of (K, S, S, C) as (K, pixels, C)."""
     strips = (patches[:, :2], patches[:, -2:], patches[:, :, :2], patches[:, :, -2:])
     return np.concatenate([strip.reshape(len(patches), -1, patches.shape[-1]) for strip in strips], axis=1)
 
 
 def _patches(picture: Image.Image, boxes: Array) -> Array:
-    """Each box with some context around it, resampled to S x S."""
+    """Resample each box, with some context around it, to S x S: (K, S, S, 3)."""
     pixels = []
     for x1, y1, x2, y2 in boxes.tolist():
         dx, dy = CONTEXT * (x2 - x1), CONTEXT * (y2 - y1)
@@ -94,7 +88,7 @@ def _patches(picture: Image.Image, boxes: Array) -> Array:
 
 
 def _colour(patches: Array, mask: Array) -> Array:
-    """(K, 10 + 3): how near the masked pixels' mean is to each named colour, and that mean."""
+    """Return the similarity of the mean masked pixel to each named colour, and that mean: (K, 10 + 3)."""
     weight = np.where(mask > 0.9, 1.0, 0.0)  # leaves out the blended rim
     mean = np.einsum("kij,kijc->kc", weight, patches) / (weight.sum(axis=(1, 2))[:, None] + 1.0)
     distance = np.linalg.norm(mean[:, None] - np.array(list(COLOURS.values())) / 255, axis=-1)
@@ -102,7 +96,7 @@ def _colour(patches: Array, mask: Array) -> Array:
 
 
 def _shape(mask: Array) -> Array:
-    """(K, 8 + 25): how near the mask is to the template of each shape, and the mask itself at 5 x 5."""
+    """Return the similarity of the mask to the template of each shape, and the mask at 5 x 5: (K, 8 + 25)."""
     flat = mask.reshape(len(mask), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1.0
@@ -112,14 +106,14 @@ def _shape(mask: Array) -> Array:
 
 
 def _size(boxes: Array) -> Array:
-    """(K, 4): how near the box's longer side is to each size level."""
+    """Return the similarity of the box's longer side to each size level: (K, 4)."""
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
     return np.exp(-0.5 * (np.log2(longer / SIZE_LEVELS) / 0.4) ** 2)
 
 
 @lru_cache(maxsize=1)
 def _templates() -> Array:
-    """(shapes * angles, S * S): each shape, filling a box seen with the usual context; mean 0, length 1."""
+    """Draw each shape at each angle in a box with its context: (shapes * angles, S * S), mean 0, length 1."""
     drawn = []
     for shape, angle in product(SHAPES, TEMPLATE_ANGLES):
         width, height = (PATCH / 2 / (1 + 2 * CONTEXT) / half for half in extent(shape, angle))
@@ -135,7 +129,7 @@ def _softmax(logits: Array) -> Array:
 
 
 def _parts(boxes: Array, rng: np.random.Generator) -> Array:
-    """Boxes that show one side or corner of an item and as much of what lies beside it."""
+    """Shift boxes so that each shows one side or corner of an item, and about as much of what lies beside it."""
     sides = boxes[:, 2:] - boxes[:, :2]
     shift = sides * rng.choice([-1, 1], size=sides.shape) * rng.uniform(0.35, 0.6, size=sides.shape)
     shift *= rng.permuted(np.tile([1.0, 0.3], (len(boxes), 1)), axis=1)
@@ -143,7 +137,7 @@ def _parts(boxes: Array, rng: np.random.Generator) -> Array:
 
 
 def _patch(items: Array, rng: np.random.Generator) -> Array:
-    """(1, 4): of twenty random boxes the one that covers the least of any item."""
+    """Return the one of twenty random boxes that covers the least of the items: (1, 4)."""
     sides = rng.uniform(36, 120, size=(20, 2))
     corner = rng.uniform(0, 1, size=(20, 2)) * ([WIDTH, HEIGHT] - sides)
     boxes = np.concatenate([corner, corner + sides], axis=1)
@@ -155,5 +149,5 @@ def _patch(items: Array, rng: np.random.Generator) -> Array:
 
 @lru_cache(maxsize=1)
 def _random_layer(size: int) -> Array:
-    """Weights (D, 2048), the same in every run whatever the dataset's seed."""
+    """Return the weights (D, 2048), which do not depend on the seed of the dataset."""
     return np.random.default_rng(PROJECTION_SEED).standard_normal((size, FEATURE_SIZE))

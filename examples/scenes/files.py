@@ -34,7 +34,6 @@ from utils.files import atomic_folder
 
 CHAINS_PER_IMAGE = 20  # numbers reserved for the coreference chains of an image: its items, then groups, then the scene
 
-
 README = """\
 The scenes dataset: drawn pictures of simple shapes, made by
 scripts/make_scenes.py --seed {seed} --twins {twins} --items {items} --relations {relations}.

@@ -1,4 +1,4 @@
-"""What is in a scene: items (shape x colour x size), their places, and the twin with two places swapped.
+"""Place the items of a scene (shape, colour, size) at random, and make its twin, in which two of them are exchanged.
 
 Boxes are (x1, y1, x2, y2) in pixels, y pointing down.
 """
@@ -26,18 +26,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (26, 26, 30),
     "white": (248, 248, 244),
 }
-# half of an item's longer side; the two ranges lie far apart, so that "small" and "large" mean the same in every picture
+# Half of an item's longer side in pixels. The ranges lie far apart, so that "small" and "large" mean the same in every picture.
 SIZES: dict[str, tuple[float, float]] = {"small": (19.0, 25.0), "large": (40.0, 50.0)}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
-GAP = 12.0  # between boxes, so that a slightly wrong box still sees background around its item
-MARGIN = 10.0  # to the picture's edge
+GAP = 12.0  # minimum between boxes, so that a slightly wrong box still shows background around its item
+MARGIN = 10.0  # minimum to the edge of the picture
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One drawn thing; ``radius`` is half of the longer side of its box, ``angle`` is in radians."""
+    """One drawn shape; ``radius`` is half the longer side of its box in pixels, ``angle`` is in radians."""
 
     shape: str
     colour: str
@@ -48,7 +48,7 @@ class Item:
 
     @property
     def box(self) -> Box:
-        """The tight box around the outline."""
+        """The smallest box around the outline."""
         half_width, half_height = extent(self.shape, self.angle)
         x, y = self.centre
         dx, dy = half_width * self.radius, half_height * self.radius
@@ -57,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Swap:
-    """For a scene with a twin: item ``first`` is ``relation`` ("left", ...) of item ``second`` here, and the reverse there."""
+    """Item ``first`` is ``relation`` (such as "left") of item ``second`` in this scene, and the reverse in its twin."""
 
     first: int
     second: int
@@ -66,26 +66,26 @@ class Swap:
 
 @dataclass(frozen=True)
 class Scene:
-    """The items of one picture. No two of them share both colour and shape, so that "the red star" is always one item."""
+    """The items of one picture. No two share both colour and shape, so that "the red star" is always one item."""
 
     items: tuple[Item, ...]
     swap: Swap | None = None
 
 
 def related(first: Box, relation: str, second: Box) -> bool:
-    """Whether all of ``first`` lies left of, right of, above or below all of ``second``, with a gap that one can see."""
+    """Whether all of ``first`` lies left of, right of, above or below all of ``second``, with a visible gap."""
     if relation in ("right", "below"):
         return related(second, OPPOSITE[relation], first)
     return first[2] + GAP <= second[0] if relation == "left" else first[3] + GAP <= second[1]
 
 
 def relations(first: Box, second: Box) -> list[str]:
-    """All relations that hold; none for boxes that overlap or nearly do, otherwise one or two."""
+    """Return the relations that hold: one or two, or none if the boxes overlap or almost do."""
     return [relation for relation in OPPOSITE if related(first, relation, second)]
 
 
 def draw_scene(rng: np.random.Generator, items: tuple[int, int]) -> Scene:
-    """A random scene of ``items``, at least and at most."""
+    """Draw a random scene with a number of items between the minimum and maximum in ``items``."""
     while True:
         kinds = rng.choice(len(SHAPES) * len(COLOURS), size=rng.integers(items[0], items[1] + 1), replace=False).tolist()
         drawn = [_item(rng, SHAPES[kind % len(SHAPES)], list(COLOURS)[kind // len(SHAPES)]) for kind in kinds]
@@ -101,7 +101,7 @@ def draw_scene(rng: np.random.Generator, items: tuple[int, int]) -> Scene:
 
 
 def draw_twins(rng: np.random.Generator, items: tuple[int, int]) -> tuple[Scene, Scene]:
-    """Two scenes of the same items, two of which have changed places; everything else is where it was."""
+    """Draw two scenes with the same items, two of which have exchanged their positions."""
     while True:
         drawn = draw_scene(rng, items).items
         for first, second in rng.permutation(list(combinations(range(len(drawn)), 2))).tolist():
@@ -117,7 +117,7 @@ def draw_twins(rng: np.random.Generator, items: tuple[int, int]) -> tuple[Scene,
 
 
 def fits(items: tuple[Item, ...]) -> bool:
-    """Whether all items lie inside the picture and keep their distance from one another."""
+    """Whether all items lie inside the picture, with margins and gaps."""
     boxes = [item.box for item in items]
     inside = all(x1 >= MARGIN and y1 >= MARGIN and x2 <= WIDTH - MARGIN and y2 <= HEIGHT - MARGIN for x1, y1, x2, y2 in boxes)
     return inside and all(relations(a, b) for a, b in combinations(boxes, 2))
@@ -125,7 +125,7 @@ def fits(items: tuple[Item, ...]) -> bool:
 
 def _item(rng: np.random.Generator, shape: str, colour: str) -> Item:
     size = list(SIZES)[rng.integers(len(SIZES))]
-    angle = rng.uniform(-0.14, 0.14)  # small, since a square turned by 45 degrees is a diamond
+    angle = rng.uniform(-0.14, 0.14)  # small, because a square turned by 45 degrees is a diamond
     return Item(shape, colour, size, (0.0, 0.0), float(rng.uniform(*SIZES[size])), float(angle))
 
 

@@ -1,4 +1,4 @@
-"""Outlines of the shapes as polygons, and the masks they fill."""
+"""The shapes as polygons, and their masks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "diamond")
-RING_HOLE = 0.55  # the hole's radius, as a share of the ring's
+RING_HOLE = 0.55  # radius of the hole divided by that of the ring
 SUPERSAMPLING = 3
 
 
 def outline(shape: str, angle: float) -> NDArray[np.float64]:
-    """Corner points ``(points, 2)``, turned by ``angle``, centred on (0, 0), the longer side of its box from -1 to 1."""
+    """Return the corners (points, 2), turned by ``angle`` radians: box centred on (0, 0), longer side from -1 to 1."""
     points = _upright(shape)
     cos, sin = np.cos(angle), np.sin(angle)
     points = points @ np.array([[cos, sin], [-sin, cos]])
@@ -25,7 +25,7 @@ def outline(shape: str, angle: float) -> NDArray[np.float64]:
 def silhouette(
     shape: str, angle: float, size: tuple[int, int], centre: tuple[float, float], scale: tuple[float, float]
 ) -> Image.Image:
-    """An anti-aliased mask of ``size`` (width, height) with the outline, ``scale`` pixels a unit, around ``centre``."""
+    """Return an anti-aliased mask of ``size`` (width, height): the outline around ``centre`` at ``scale`` pixels per unit."""
     canvas = Image.new("L", (size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING))
     pen = ImageDraw.Draw(canvas)
     points = outline(shape, angle) * scale
@@ -37,7 +37,7 @@ def silhouette(
 
 @lru_cache(maxsize=4096)
 def extent(shape: str, angle: float) -> tuple[float, float]:
-    """Half of the outline's width and height; the larger of the two is 1."""
+    """Return half the width and half the height of the outline; the larger of the two is 1."""
     half_width, half_height = outline(shape, angle).max(axis=0).tolist()
     return half_width, half_height
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch import AnchorBatch
+from data.batch import PairBatch
 from data.datasets import Anchor, BlockDataset, HardNegativeDataset, draw_others, read_neighbours
 from data.image_cache import ImageCache
 from data.loader import Loader
@@ -21,6 +22,7 @@ from tests.conftest import BUNDLED, CPU
 from utils.errors import InputError
 
 ANCHORS = get_args(Anchor)
+TEXTS_OF = json.loads((BUNDLED.text_db / "img2txts.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +35,23 @@ def dataset_of(*splits: RetrievalSplit, **changes: Any) -> HardNegativeDataset:
     return HardNegativeDataset(splits, **{"negative_size": 23, "micro_steps": 400, "seed": 1, **changes})
 
 
-def texts_by_image(split: RetrievalSplit) -> dict[str, list[str]]:
-    names = [split.image_names[image] for image in split.image_of]
-    return {image: [text for text, name in zip(split.text_db.ids, names, strict=True) if name == image] for image in names}
+def assert_same(batch: PairBatch, expected: PairBatch) -> None:
+    assert (batch.text_ids, batch.image_names) == (expected.text_ids, expected.image_names)
+    for rows in (attrgetter(name) for name in ("tokens.rows", "features.rows", "features.lengths", "boxes", "pairs")):
+        assert torch.equal(rows(batch), rows(expected))
 
 
 def test_candidates_are_one_positive_and_different_negatives(split: RetrievalSplit) -> None:
-    dataset, texts_of = dataset_of(split), texts_by_image(split)
+    dataset = dataset_of(split)
     for step in range(50):
-        (_, text_id, name), *negatives = dataset.candidates("image", step)
-        assert text_id in texts_of[name]
-        assert len({other for _, other, _ in negatives} - set(texts_of[name])) == 23
-        assert {image for _, _, image in negatives} == {name}
-        (_, text_id, name), *negatives = dataset.candidates("text", step)
-        assert text_id in texts_of[name]
-        assert len({image for _, _, image in negatives} - {name}) == 23
-        assert {other for _, other, _ in negatives} == {text_id}
+        (_, text, image), *negatives = dataset.candidates("image", step)
+        assert text in TEXTS_OF[image]
+        assert len({other for _, other, _ in negatives} - {*TEXTS_OF[image]}) == 23
+        assert {other for _, _, other in negatives} == {image}
+        (_, text, image), *negatives = dataset.candidates("text", step)
+        assert text in TEXTS_OF[image]
+        assert len({other for _, _, other in negatives} - {image}) == 23
+        assert {other for _, other, _ in negatives} == {text}
 
 
 def test_each_epoch_and_each_kind_of_half_is_a_shuffle_of_its_own(split: RetrievalSplit) -> None:
@@ -57,6 +60,8 @@ def test_each_epoch_and_each_kind_of_half_is_a_shuffle_of_its_own(split: Retriev
     epochs = [texts[first : first + 200] for texts in drawn for first in (0, 200)]
     assert all(sorted(texts) == sorted(split.text_db.ids) for texts in epochs)
     assert len(set(map(tuple, epochs))) == 4
+    assert dataset.candidates("text", 7) == dataset_of(split).candidates("text", 7)
+    assert dataset.candidates("text", 7) != dataset_of(split, seed=2).candidates("text", 7)
 
 
 def test_ranks_divide_the_texts(split: RetrievalSplit) -> None:
@@ -75,16 +80,10 @@ def test_fingerprints_are_those_of_earlier_versions(split: RetrievalSplit) -> No
     }
 
 
-def test_sampling_is_a_function_of_seed_and_step(split: RetrievalSplit) -> None:
-    assert dataset_of(split).candidates("text", 7) == dataset_of(split).candidates("text", 7)
-    assert dataset_of(split).candidates("text", 7) != dataset_of(split, seed=2).candidates("text", 7)
-
-
 def test_negatives_are_uniform() -> None:
-    rng = np.random.default_rng(0)
+    rng, expected = np.random.default_rng(0), 6000 * 3 / 7
     counts = Counter(n for _ in range(6000) for n in draw_others(rng, 10, [2, 3, 9], 3).tolist())
     assert sorted(counts) == [0, 1, 4, 5, 6, 7, 8]
-    expected = 6000 * 3 / 7
     assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
 
 
@@ -109,11 +108,7 @@ def test_the_number_of_workers_changes_nothing(split: RetrievalSplit, workers: i
     halves = list(Loader(CPU, workers)(dataset))
     assert [half.anchor for half in halves] == ["image", "text"] * 2
     for index, half in enumerate(halves):
-        expected = dataset[index]
-        assert isinstance(half, AnchorBatch)
-        assert half.batch.text_ids == expected.batch.text_ids
-        assert torch.equal(half.batch.features.rows, expected.batch.features.rows)
-        assert torch.equal(half.batch.pairs, expected.batch.pairs)
+        assert_same(half.batch, dataset[index].batch)
 
 
 def test_blocks_cover_the_split_in_order(split: RetrievalSplit) -> None:
@@ -133,7 +128,6 @@ def test_an_error_in_a_worker_stays_one_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"negative_size": 40}, "40 images, expected more than negative_size 40"),
         ({"negative_size": 39, "world_size": 6}, r"34 texts for each of 6 ranks.*expected negative_size 39"),
         ({"max_txt_len": 1}, "0 texts"),
         ({"neighbours": {"a": ["b"]}}, "neighbours: has 'a' and the like, expected images of the training databases, like '"),
@@ -145,19 +139,15 @@ def test_too_little_to_draw_from(changes: dict[str, Any], message: str) -> None:
         dataset_of(split, **changes)
 
 
-def test_databases_must_agree_on_special_tokens(split: RetrievalSplit) -> None:
-    other = BUNDLED.source()
-    other.text_db.cls_id = 1
-    with pytest.raises(InputError, match=r"\[CLS\] and \[SEP\] are \(1, 102\), .* has \(101, 102\)"):
-        dataset_of(split, other)
-
-
-def test_the_model_must_fit_the_texts_that_are_read() -> None:
+def test_databases_must_agree_with_each_other_and_the_model(split: RetrievalSplit) -> None:
     def opened(max_txt_len: int = -1, **change: int) -> RetrievalSplit:
         limits = replace(BUNDLED.config, **change).input_limits
         return RetrievalSplit(str(BUNDLED.text_db), str(BUNDLED.image_db), limits, max_txt_len=max_txt_len)
 
-    assert len(opened(18, max_position_embeddings=20).texts)
+    other = opened(18, max_position_embeddings=20)
+    other.text_db.cls_id = 1
+    with pytest.raises(InputError, match=r"\[CLS\] and \[SEP\] are \(1, 102\), .* has \(101, 102\)"):
+        dataset_of(split, other)
     with pytest.raises(InputError, match="vocabulary of 28996, the model has 1000"):
         opened(vocab_size=1000)
     with pytest.raises(InputError, match=r"text '\d+' has \d+ word pieces, expected at most 18"):
@@ -165,23 +155,22 @@ def test_the_model_must_fit_the_texts_that_are_read() -> None:
 
 
 def test_neighbours_or_a_text_of_each_come_first(split: RetrievalSplit) -> None:
-    names, texts_of = split.image_names, texts_by_image(split)
-    twin = {name: names[index - 1] for index, name in enumerate(names)}
+    twin = {name: split.image_names[index - 1] for index, name in enumerate(split.image_names)}
     neighbours = {name: [other, "of another database.npz"] for name, other in twin.items()}
-    dataset = dataset_of(split, negative_size=6, micro_steps=40, neighbours=neighbours)
+    dataset = dataset_of(split, negative_size=6, neighbours=neighbours)
+    own = dataset_of(split, negative_size=3, neighbours=neighbours, rank=1, world_size=2)
+    texts_of_rank = {split.text_db.ids[index] for index in own.texts[0]}
     for step in range(40):
         (_, positive, image), *others = dataset.candidates("image", step)
         texts = [text for _, text, _ in others]
-        assert texts[0] == texts_of[twin[image]][texts_of[image].index(positive)]
-        assert len({*texts, *texts_of[image]}) == 6 + 5
+        assert texts[0] == TEXTS_OF[twin[image]][TEXTS_OF[image].index(positive)]
+        assert len({*texts, *TEXTS_OF[image]}) == 6 + 5
         (_, _, image), *others = dataset.candidates("text", step)
         assert others[0][2] == twin[image]
         assert len({image, *(name for _, _, name in others)}) == 1 + 6
+        assert {text for _, text, _ in own.candidates("image", step)} <= texts_of_rank
     batch = dataset[1].batch
     assert [batch.image_names[image] for image in batch.pairs[:, 1]] == [name for _, _, name in dataset.candidates("text", 0)]
-    own = dataset_of(split, negative_size=3, micro_steps=40, neighbours=neighbours, rank=1, world_size=2)
-    texts = {split.text_db.ids[index] for index in own.texts[0]}
-    assert {text for step in range(40) for _, text, _ in own.candidates("image", step)} <= texts
 
 
 def test_too_many_neighbours_take_turns(split: RetrievalSplit) -> None:
@@ -227,12 +216,7 @@ def test_images_held_in_memory_make_the_same_halves(count: int) -> None:
     for index, batch in enumerate(expected):
         bare = dataset[index]
         assert len(bare.batch.features.rows) == 0
-        filled = cache.fill(bare).batch
-        assert filled.image_names == batch.image_names
-        assert torch.equal(filled.features.rows, batch.features.rows)
-        assert torch.equal(filled.features.lengths, batch.features.lengths)
-        assert torch.equal(filled.boxes, batch.boxes)
-        assert torch.equal(filled.pairs, batch.pairs)
+        assert_same(cache.fill(bare).batch, batch)
 
 
 def test_too_many_images_are_not_held(split: RetrievalSplit) -> None:

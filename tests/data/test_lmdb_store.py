@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,6 @@ import pytest
 from data.lmdb_store import LmdbReader, LmdbWriter
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
 RECORDS = {"__keys__": b"4", "a": b"1", "__not_special": b"2", "_": b"3", "z": b"4", "__version__": b"5"}
 NAMES = ["_", "__not_special", "a", "z"]
 
@@ -41,14 +36,9 @@ def database(tmp_path: Path) -> Path:
         (Path.unlink, "made.db: not a database"),
         (lambda file: os.truncate(file, 0), "data.mdb: empty file"),
         (lambda file: os.truncate(file, 100), "data.mdb: cannot be read as LMDB"),
-        (lambda file: os.truncate(file, 4096), "data.mdb: cannot be read as LMDB"),
-        (lambda file: os.truncate(file, 8192), "data.mdb: truncated"),
         (lambda file: os.truncate(file, file.stat().st_size - 4096), "data.mdb: truncated"),
         (lambda file: file.write_bytes(b"not a database" * 1000), "data.mdb: cannot be read as LMDB"),
-        (
-            lambda file: file.write_bytes(file.read_bytes()[:8192] + bytes(file.stat().st_size - 8192)),
-            "data.mdb: cannot be read",
-        ),
+        (lambda file: file.write_bytes(file.read_bytes()[:8192].ljust(file.stat().st_size, b"\0")), "data.mdb: cannot be read"),
     ],
 )
 def test_damage_is_an_error_before_it_kills(database: Path, damage: Callable[[Path], object], message: str) -> None:
@@ -60,10 +50,8 @@ def test_damage_is_an_error_before_it_kills(database: Path, damage: Callable[[Pa
 
 def test_names_skip_special_records(database: Path) -> None:
     with LmdbReader(database) as reader:
-        assert list(reader.keys()) == NAMES
-        assert len(reader) == 4
+        assert reader.keys() == NAMES
         assert bytes(reader.get("__keys__")) == b"4"
-        assert "a" in reader
         assert reader.absent(["a", "k", "", "k" * 5000, "\ud800", "z"]) == ["k", "", "k" * 5000, "\ud800"]
         with pytest.raises(InputError, match=r"made\.db: has no record 'k'"):
             reader.get("k")
@@ -72,7 +60,7 @@ def test_names_skip_special_records(database: Path) -> None:
 def test_readers_of_one_path_share_one_environment(database: Path, tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(database)
     first, second = LmdbReader(database), LmdbReader(tmp_path / "link.db")
-    assert list(first.keys()) == list(second.keys()) == NAMES
+    assert first.keys() == second.keys() == NAMES
     first.close()
     first.close()
     assert "a" in second
@@ -83,9 +71,9 @@ def test_readers_of_one_path_share_one_environment(database: Path, tmp_path: Pat
 
 def read_in_child(reader: LmdbReader, results: Any) -> None:
     other = LmdbReader(reader.path)
-    results.put((bytes(reader.get("a")), bytes(other.get("z")), os.getpid()))
+    values = bytes(reader.get("a")), bytes(other.get("z"))
     reader.close()
-    results.put(len(other))
+    results.put((*values, len(other)))
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -96,22 +84,18 @@ def test_readers_cross_process_boundaries(database: Path, method: str) -> None:
     results = context.Queue()
     child = context.Process(target=read_in_child, args=(reader, results))
     child.start()
-    *values, pid = results.get(timeout=60)
-    assert values == [b"1", b"4"]
-    assert pid != os.getpid()
-    assert results.get(timeout=60) == 4
+    assert results.get(timeout=60) == (b"1", b"4", 4)
     child.join(60)
     assert child.exitcode == 0
-    assert bytes(reader.get("a")) == bytes(pickle.loads(pickle.dumps(reader)).get("a")) == b"1"
+    assert bytes(reader.get("a")) == b"1"
 
 
-def test_the_fingerprint_survives_a_copy_and_not_a_write(database: Path, tmp_path: Path) -> None:
-    before = LmdbReader(database).fingerprint()
-    database.rename(tmp_path / "moved.db")
-    assert LmdbReader(tmp_path / "moved.db").fingerprint() == before
-    with lmdb.open(str(tmp_path / "moved.db"), lock=False) as environment, environment.begin(write=True) as transaction:
+def test_the_fingerprint_survives_a_move_and_not_a_write(database: Path, tmp_path: Path) -> None:
+    before, moved = LmdbReader(database).fingerprint(), database.rename(tmp_path / "moved.db")
+    assert LmdbReader(moved).fingerprint() == before
+    with lmdb.open(str(moved), lock=False) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"a", b"2")
-    assert LmdbReader(tmp_path / "moved.db").fingerprint() != before
+    assert LmdbReader(moved).fingerprint() != before
 
 
 def test_writer_grows_its_map_and_keeps_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,19 +105,3 @@ def test_writer_grows_its_map_and_keeps_every_record(tmp_path: Path, monkeypatch
     write(tmp_path / "db", values)
     with LmdbReader(tmp_path / "db") as reader:
         assert {key: bytes(reader.get(key)) for key in list(reader.keys())} == values
-
-
-def test_killed_writer_leaves_no_database(tmp_path: Path) -> None:
-    program = (
-        "import sys, time; from data.lmdb_store import LmdbWriter\n"
-        "with LmdbWriter(sys.argv[1]) as writer:\n"
-        "    writer.put('a', b'1'); writer._flush(); print('ready', flush=True); time.sleep(60)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program, tmp_path / "db"], cwd=ROOT, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        child.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "db").exists()
-    assert all(entry.name.startswith(".") for entry in tmp_path.iterdir())
-    write(tmp_path / "db", RECORDS)
-    assert len(LmdbReader(tmp_path / "db")) == 4

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import lz4.frame
 import msgpack
@@ -47,26 +47,22 @@ def with_record(database: Path, record: bytes) -> TextDatabase:
 def test_golden_database_reads_whole() -> None:
     database = TextDatabase(GOLDEN.text_db)
     assert database.ids == list(json.loads((GOLDEN.text_db / "id2len.json").read_text()))
-    assert len(database) == len(database.ids) > 0
     assert not database.absent()
-    for index, text_id in enumerate(database.ids):
+    for text_id, length, image in zip(database.ids, database.lengths, database.image_of, strict=True):
         text = database[text_id]
-        assert (text.input_ids.dtype, text.input_ids.shape) == (np.int64, (database.lengths[index],))
-        assert (text.id, text.image) == (text_id, database.images[database.image_of[index]])
+        assert (text.id, text.image, text.input_ids.dtype) == (text_id, database.images[image], np.int64)
+        assert text.input_ids.shape == (length,)
 
 
 def test_what_is_written_is_read(database: Path) -> None:
     texts = TextDatabase(database)
-    assert texts.ids == ["10", "9", "2"]
-    assert texts.lengths.tolist() == [3, 1, 2]
-    assert texts.images == ["b.npz", "a.npz"]
-    assert texts.image_of.tolist() == [0, 1, 0]
+    assert (texts.ids, texts.images) == (["10", "9", "2"], ["b.npz", "a.npz"])
+    assert (texts.lengths.tolist(), texts.image_of.tolist()) == ([3, 1, 2], [0, 1, 0])
     assert (texts.cls_id, texts.sep_id, texts.vocab_size, texts.path) == (101, 102, 28996, database)
     assert texts["10"].input_ids.tolist() == [7, 8, 9]
     assert texts["10"].extra == {"raw": "x y z", "toked_caption": ["x", "y", "z"]}
-    assert (texts["9"].caption, texts["2"].caption) == ("é", None)
-    assert (texts["2"].image, texts["2"].extra) == ("b.npz", {})
-    assert sorted(file.name for file in database.iterdir()) == sorted([*SIDECARS, "data.mdb"])
+    assert (texts["9"].caption, texts["2"].caption, texts["2"].extra) == ("é", None, {})
+    assert {file.name for file in database.iterdir()} == {*SIDECARS, "data.mdb"}
     with pytest.raises(InputError, match=r"made\.db: has no record '123'"):
         texts["123"]
 
@@ -93,6 +89,8 @@ def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> 
         (database / name).write_text(contents) if contents else (database / name).unlink()
         with pytest.raises(InputError, match=f"{name}: {message}"):
             TextDatabase(database)
+    with pytest.raises(InputError, match=r"nowhere\.db: no such text database"):
+        TextDatabase(database.with_name("nowhere.db"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,6 @@ def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> 
         ("txt2img.json", {"9": 4}, "'9' has 4"),
         ("txt2img.json", {"9": "b.npz"}, "img2txts.json: lists text '9' for image 'a.npz', but txt2img.json has 'b.npz'"),
         ("img2txts.json", {"a.npz": []}, "img2txts.json: lacks text '9'"),
-        ("img2txts.json", {"c.npz": ["11"]}, "lists text '11'"),
         ("img2txts.json", {"a.npz": "9"}, "'a.npz' has '9'"),
     ],
 )
@@ -117,35 +114,20 @@ def test_contradictions_between_sidecars(database: Path, name: str, edit: dict[s
         TextDatabase(database)
 
 
-def test_empty_split_and_missing_folder(database: Path) -> None:
-    (database / "id2len.json").write_text("{}")
-    with pytest.raises(InputError, match="empty split"):
-        TextDatabase(database)
-    with pytest.raises(InputError, match=r"nowhere\.db: no such text database"):
-        TextDatabase(database.with_name("nowhere.db"))
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (b"", "cut short"),
         (b"junk junk", "not an lz4 frame"),
         (packed(GOOD)[:-3], "cut short"),
         (packed(GOOD) + b"x", "1 bytes after the end"),
         (lz4.frame.compress(bytes(17 << 20)), "over 16,777,216 bytes"),
-        (lz4.frame.compress(b"\xc1"), "not a msgpack record"),
         (lz4.frame.compress(msgpack.packb(GOOD)[:-2]), "not a msgpack record"),
-        (lz4.frame.compress(b"\x91" * 5000), "not a msgpack record"),
         (packed([1]), "expected a map"),
         (packed(GOOD | {"input_ids": []}), "input_ids is missing, empty"),
-        (packed({"img_fname": "a.npz"}), "input_ids is missing"),
         (packed(GOOD | {"input_ids": "12"}), "not a list of integers"),
-        (packed(GOOD | {"input_ids": [1.0]}), "not a list of integers"),
         (packed(GOOD | {"input_ids": [1, True]}), "not a list of integers"),
-        (packed(GOOD | {"input_ids": [[1]]}), "not a list of integers"),
         (packed(GOOD | {"input_ids": [-1, 2]}), "word piece -1 is outside"),
         (packed(GOOD | {"input_ids": [1, 28996]}), "word piece 28996 is outside the vocabulary of 28996"),
-        (packed(GOOD | {"input_ids": [1 << 63]}), "is outside the vocabulary"),
         (packed({"input_ids": [1]}), "img_fname is None, txt2img.json says 'a.npz'"),
         (packed(GOOD | {"img_fname": "b.npz"}), "img_fname is 'b.npz'"),
     ],
@@ -155,33 +137,28 @@ def test_bad_records_are_named(database: Path, record: bytes, message: str) -> N
         with_record(database, record)["9"]
 
 
-def interrupted() -> Iterator[int]:
-    yield 1
-    raise KeyboardInterrupt
+INTERRUPTED = MagicMock(__iter__=MagicMock(side_effect=KeyboardInterrupt))
 
 
 @pytest.mark.parametrize(
     ("texts", "error", "message"),
     [
-        ([("1", [1], "a.npz"), ("1", [1], "a.npz")], InputError, r"b\.db: text id '1' occurs twice"),
         ([], InputError, r"b\.db: empty split"),
-        ([("1", [], "a.npz")], InputError, "has no word pieces"),
         ([("1", [1] * 4097, "a.npz")], InputError, "has 4,097 word pieces, expected at most 4,096"),
         ([("k" * 512, [1], "a.npz")], InputError, "text id .* has a name of 512 bytes, expected 1 to 511"),
         ([("1", [1], "__keys__")], InputError, "image '__keys__' has a reserved name"),
-        ([("1", interrupted(), "a.npz")], KeyboardInterrupt, None),
         ([("1", [1], "a.npz", object())], TypeError, None),
+        ([("1", [1], "a.npz"), ("2", INTERRUPTED, "a.npz")], KeyboardInterrupt, None),
     ],
 )
 def test_writer_refuses_and_leaves_nothing(tmp_path: Path, texts: Any, error: type[Exception], message: str | None) -> None:
     with pytest.raises(error, match=message), TextDatabaseWriter(tmp_path / "b.db", META) as writer:
         [writer.put(text_id, ids, image, raw=raw) for text_id, ids, image, *raw in texts]
+    with pytest.raises(TypeError), TextDatabaseWriter(tmp_path / "b.db", META | {"CLS": object()}) as writer:
+        writer.put("1", [1], "a.npz")
     assert not list(tmp_path.iterdir())
 
 
 def test_writer_replaces_nothing(database: Path) -> None:
     with pytest.raises(InputError, match=r"made\.db: already exists"), TextDatabaseWriter(database, META):
         pass
-    with pytest.raises(TypeError), TextDatabaseWriter(database.with_name("b.db"), META | {"CLS": object()}) as writer:
-        writer.put("1", [1], "a.npz")
-    assert [entry.name for entry in database.parent.iterdir()] == ["made.db"]

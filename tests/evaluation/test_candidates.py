@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ IMAGE_OF = np.array([0, 0, 1, 2])
 
 def written(tmp_path: Path, *lines: object) -> Path:
     path = tmp_path / "candidates.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    texts = (line if isinstance(line, str | bytes) else json.dumps(line) for line in lines)
+    path.write_bytes(b"\n".join(text.encode() if isinstance(text, str) else text for text in texts))
     return path
 
 
@@ -43,6 +45,8 @@ def test_reading(tmp_path: Path) -> None:
     [
         ("{", "truncated; expected {"),
         ("[" * 100_000, "; expected {"),
+        ("[1, 2]", "Expected `object`"),
+        (b'{"text": "\xff"}', "utf-8"),
         ({"text": 2, "images": []}, "`$.text`; expected {"),
         ({"text": "t1", "images": "a.npz"}, "`$.images`; expected {"),
         ({"text": "t1", "images": ["a.npz", None]}, "`$.images[1]`; expected {"),
@@ -59,13 +63,10 @@ def test_reading(tmp_path: Path) -> None:
 )
 def test_damaged_lines(tmp_path: Path, damaged: object, message: str) -> None:
     path = written(tmp_path, line("t0", "b.npz"), "", damaged)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"^{path}: line 3: .*{re.escape(message)}") as caught:
         read_candidates(path, TEXTS, IMAGES)
-    error = str(caught.value)
-    assert error.startswith(f"{path}: line 3: ")
-    assert message in error
-    assert "\n" not in error
-    assert len(error) < 400
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_files_without_candidates(tmp_path: Path) -> None:
@@ -74,9 +75,8 @@ def test_files_without_candidates(tmp_path: Path) -> None:
         (tmp_path, "cannot be read (Is a directory"),
         (written(tmp_path, "", line("t0")), "lists no pair, expected candidates"),
     ):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=f"^{path}: {re.escape(message)}"):
             read_candidates(path, TEXTS, IMAGES)
-        assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_counts_by_hand() -> None:
@@ -89,11 +89,8 @@ def test_counts_by_hand() -> None:
         "images_without_a_text": 2,
         "at_most": {"txt": 1 / 3, "img": 1 / 4},
     }
-    assert candidates.summary(IMAGE_OF) == (
-        "only 5 of 12 pairs are candidates; the others are not scored and rank last: "
-        "3 of 4 texts lack their image, image retrieval finds at most 25.00 %; "
-        "2 of 3 images lack all their texts, text retrieval finds at most 33.33 %"
-    )
+    numbers = re.findall(r"\d[\d.]*", candidates.summary(IMAGE_OF))
+    assert numbers == ["5", "12", "3", "4", "25.00", "2", "3", "33.33"]
 
 
 def test_pairs_between_some_texts_and_images() -> None:

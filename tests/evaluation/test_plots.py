@@ -39,7 +39,7 @@ def cells(columns: int, rows: int) -> np.ndarray:
 
 
 def chessboard(columns: int, rows: int) -> Picture.Image:
-    """A picture in which each of these boxes has a colour of its own."""
+    """A picture in which each of these boxes has a different colour."""
     colours = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
     return Picture.fromarray(colours.repeat(20, axis=0).repeat(20, axis=1))
 
@@ -54,6 +54,11 @@ def attention(pieces: list[str], boxes: np.ndarray, seed: int = 0, sharpness: fl
 def heat_maps(figure: Figure) -> list[tuple[Axes, AxesImage]]:
     """The heat maps of a figure, in the order of drawing."""
     return [(axes, axes.images[0]) for axes in figure.axes if axes.images and axes.images[0].get_array().ndim == 2]
+
+
+def sides(axes: Axes) -> list[Axes]:
+    """A heat map and the strips of tiles along it, which have its labels."""
+    return [axes, *(strip for strip in axes.child_axes if strip.images)]
 
 
 def naive_blocks(seen: Attention, layer: int, head: int | None = None) -> dict[str, torch.Tensor]:
@@ -91,7 +96,8 @@ def test_alignments_and_their_losses(modality: Modality) -> None:
     np.testing.assert_allclose(distributed.get_array(), by_all, rtol=1e-4)
     maps = [head.double() for head in seen.maps[LAYERS - 1]]
     for kind, axes in (("singular", singular_axes), ("distributed", distributed_axes)):
-        assert f"distance {naive.alignment(kind, maps, len(WORDS) + 2, modality):.4f}" in axes.get_title(loc="left")
+        (title,) = [strip.get_xlabel() for strip in sides(axes) if strip.get_xlabel()]
+        assert f"distance {naive.alignment(kind, maps, len(WORDS) + 2, modality):.4f}" in title
     names = {"L": WORDS, "V": list("012345")}
     labels = [f"{name} {names[other][number]}" for name, number in zip(names[me], nearest, strict=True)]
     assert [label.get_text() for label in singular_axes.get_yticklabels()] == labels
@@ -107,20 +113,25 @@ def test_every_region_stands_at_its_row_and_column(columns: int, rows: int, repe
     axes, _ = heat_maps(figure)[3]  # VV
     strips = [strip for strip in axes.child_axes if strip.images]
     for strip, side in zip(strips, (1, 0), strict=True):
-        assert len(strip.images) == len(boxes)
-        for number, (tile, colour) in enumerate(zip(strip.images, colours, strict=True)):
-            np.testing.assert_allclose(tile.get_array()[TILE // 2, TILE // 2, :3], colour, atol=3)
-            extent = np.reshape(tile.get_extent(), (2, 2)).mean(axis=1)
-            assert extent[side] == pytest.approx(number)
-            np.testing.assert_allclose(
-                strip.transData.transform(extent)[side], axes.transData.transform((number, number))[side]
-            )
-        x1, x2, y1, y2 = np.array([[*sorted(i.get_extent()[:2]), *sorted(i.get_extent()[2:])] for i in strip.images]).T
-        apart = (x1[:, None] >= x2) | (x1 >= x2[:, None]) | (y1[:, None] >= y2) | (y1 >= y2[:, None])
-        assert (apart | np.eye(len(boxes), dtype=bool)).all()
-        assert strip.images[0].get_window_extent().width / figure.dpi > 0.2  # inches
+        (image,) = strip.images
+        levels = round(abs(np.subtract(*image.get_extent()[2 * (1 - side) :][:2])))
+        for number, colour in enumerate(colours):
+            for along in (-0.4, 0, 0.4):
+                place = np.array([number % levels + 0.5, number + along * levels])[:: 1 if side else -1]
+                np.testing.assert_allclose(colour_at(image, *place), colour, atol=3)
+            middle = np.full(2, number)
+            np.testing.assert_allclose(strip.transData.transform(middle)[side], axes.transData.transform(middle)[side])
+        assert strip.bbox.size[1 - side] / levels / figure.dpi > 0.2  # inches
         labels = strip.get_yticklabels() if side else strip.get_xticklabels()
         assert [label.get_text() for label in labels] == [str(number) for number in range(len(boxes))]
+
+
+def colour_at(image: AxesImage, x: float, y: float) -> np.ndarray:
+    """The RGB colour of an image at data coordinates."""
+    (left, right, bottom, top), pixels = image.get_extent(), np.asarray(image.get_array())
+    row, column = (top - y) / (top - bottom) * pixels.shape[0], (x - left) / (right - left) * pixels.shape[1]
+    colour: np.ndarray = pixels[int(row), int(column), :3]
+    return colour
 
 
 def test_tiles_of_boxes_without_area_or_beyond_the_edge() -> None:
@@ -202,11 +213,12 @@ def test_sizes_and_no_label_over_another(words: int, columns: int, rows: int, vi
     figure.draw_without_rendering()
     boxes = []
     for axes, _ in heat_maps(figure):
-        strips = [axes, *(strip for strip in axes.child_axes if strip.images)]
         labels = [
-            label for strip in strips for label in (*strip.get_xticklabels(), *strip.get_yticklabels()) if label.get_text()
+            label
+            for strip in sides(axes)
+            for label in (*strip.get_xticklabels(), *strip.get_yticklabels(), strip.xaxis.label)
+            if label.get_text()
         ]
-        labels += [text for text in axes.get_children() if getattr(text, "get_text", str)() == axes.get_title(loc="left")]
         assert len(labels) == sum(axes.images[0].get_array().shape) + 1
         boxes += [axes.bbox.extents, *(label.get_window_extent().extents for label in labels)]
     x1, y1, x2, y2 = np.array(boxes).T

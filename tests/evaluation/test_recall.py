@@ -49,10 +49,6 @@ def test_recalls_match_counting_by_hand(seed: int, levels: int) -> None:
     assert (sum(ranked.ties.values()) > 0) == (levels == 7)
 
 
-def test_a_constant_score_finds_nothing() -> None:
-    assert recalls(ranks(np.zeros((TEXTS, IMAGES), np.float32), IMAGE_OF))["r_mean"] == 0
-
-
 def test_images_without_a_text_are_candidates_but_not_queries() -> None:
     """Also a matrix of more rows than are read at a time."""
     rng = np.random.default_rng(5)

@@ -317,14 +317,11 @@ def test_runs_that_do_not_belong_together(tmp_path: Path, capsys: pytest.Capture
     scores = np.random.default_rng(1).normal(size=(25, 5)).astype(np.float32)
     few = scores[:20, :4]
     one, two, shuffled = (make_texts(tmp_path / f"{name}.db", images) for name, images in (("1", 4), ("2", 5), ("3", 4)))
-    a, b = save_run(tmp_path / "a", one, few), save_run(tmp_path / "b", two, scores)
+    a, c, e, f = (save_run(tmp_path / name, db, few) for name, db in zip("acef", (one, shuffled, one, one), strict=True))
+    b, d = save_run(tmp_path / "b", two, scores), save_run(tmp_path / "d", one, few, img_r1=0.123)
     ids = {"txt_ids": np.array([*map(str, range(18)), "19", "18"]), "img_ids": np.array(list(TextDatabase(one).images))}
-    c = save_run(tmp_path / "c", shuffled, few)
     save_npz(c / "scores.npz", scores=few, **ids)
-    d = save_run(tmp_path / "d", one, few, img_r1=0.123)
-    e = save_run(tmp_path / "e", one, few)
     save_npz(e / "scores.npz", scores=np.full_like(few, np.nan), **ids)
-    f = save_run(tmp_path / "f", one, few)
     (f / "scores.json").write_text("{}")
     for folders, message in (
         ((a, b), f"b/scores.npz: has 25 texts, {a} has 20; expected the same"),

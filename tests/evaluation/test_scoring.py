@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from evaluation.scoring import partial_scores, score_matrix
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests import naive
 from tests.conftest import BUNDLED
-from tests.launch import LAUNCHERS, finish, run, start
+from tests.processes import LAUNCHERS, Forked, die_at_call, finish, run
 from tests.test_programs import fails, inference
 from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
@@ -144,22 +145,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, few_texts: Path) -> Path:
     return folder
 
 
-KILLED = """
-import sys
-import evaluation.scoring, inf_itm
-from tests.killer import at_call
-at_call(evaluation.scoring, "_score_block", 3)()
-inf_itm.main(sys.argv[1:])
-"""
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory, few_texts: Path) -> Path:
     """The same evaluation, killed after two blocks of texts."""
     folder = tmp_path_factory.mktemp("killed") / "out"
-    process = start("", 1, sys.executable, "-c", KILLED, *inference(few_texts, BUNDLED.image_db, folder))
-    output = finish(process, 60)
-    assert process.returncode == -signal.SIGKILL, output
+    prepare = partial(die_at_call, "evaluation.scoring._score_block", 3)
+    options = inference(few_texts, BUNDLED.image_db, folder)
+    finish(Forked("inf_itm", *options, prepare=prepare), 60, code=-signal.SIGKILL)
     return folder
 
 
@@ -176,22 +168,6 @@ def assert_same_results(one: Path, other: Path) -> None:
     for key in of_one.keys() - {"seconds", "provenance"}:
         assert of_one[key] == of_other[key]
     assert {path.name for path in other.iterdir()} == {"scores.npz", "scores.json"}
-
-
-def test_resumes_where_it_was_killed(begun: Path, whole: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = int((~np.isnan(np.load(begun / "scores.partial.npy")).any(axis=1)).sum())
-    assert done == 2 * scoring.TEXTS_PER_BLOCK
-    scored: list[str] = []
-    score_block = scoring._score_block
-
-    def recording(model: Any, compute: Any, batch: Any, *rest: Any) -> np.ndarray:
-        scored.extend(batch.text_ids)
-        return score_block(model, compute, batch, *rest)
-
-    monkeypatch.setattr(scoring, "_score_block", recording)
-    inf_itm.main(inference(few_texts, BUNDLED.image_db, begun))
-    assert len(scored) == 40 - done
-    assert_same_results(whole, begun)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from evaluation.winoground import CHANCE, Example, outcomes, read_examples, summary, table, ties
+from data.image_db import ImageDatabase, ImageDatabaseWriter
+from evaluation.winoground import CHANCE, Example, find_records, outcomes, read_examples, summary, table, ties
 from utils.errors import InputError
 
 # (scores of caption 0 with images 0 and 1, of caption 1 with them), and which of text, image, group are correct
@@ -95,12 +99,8 @@ def test_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"[1, 2]", "Expected `object`"),
-        (b'{"deep": ' + b"[" * 100_000, "recursion"),
-        (b'{"id": "\xff"}', "utf-8"),
         ({"caption_0": ["a", "b"]}, "$.caption_0"),
         ({"caption_0": ""}, "$.caption_0"),
-        ({"caption_0": "\ud800"}, "surrogate"),
         ({"image_1": None}, "$.image_1"),
         ({"num_main_preds": "two"}, "$.num_main_preds"),
         ({"image_1": "ex_7_img_0"}, "both 'ex_7_img_0', expected two images"),
@@ -109,26 +109,38 @@ def test_reading(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_damaged_lines(tmp_path: Path, line: bytes | dict[str, Any], message: str) -> None:
+def test_damaged_lines(tmp_path: Path, line: dict[str, Any], message: str) -> None:
     path = tmp_path / "examples.jsonl"
-    damaged = line if isinstance(line, bytes) else json.dumps(GOOD | line).encode()
-    path.write_bytes(json.dumps(GOOD | {"id": 6}).encode() + b"\n" + damaged + b"\n")
-    with pytest.raises(InputError) as caught:
+    path.write_text(f"{json.dumps(GOOD | {'id': 6})}\n{json.dumps(GOOD | line)}\n")
+    with pytest.raises(InputError, match=f"line 2: .*{re.escape(message)}"):
         read_examples(path)
-    error = str(caught.value)
-    assert error.startswith(f"{path}: line 2: ")
-    assert message in error
-    assert "\n" not in error
-    assert len(error) < 400
 
 
 def test_files_without_examples(tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
-    with pytest.raises(InputError, match=f"{path}: cannot be read"):
-        read_examples(path)
-    path.write_text("\n\n")
-    with pytest.raises(InputError, match=f"{path}: has no example"):
-        read_examples(path)
-    path.write_text('{"id": 1}')
-    with pytest.raises(InputError, match="line 1: Object missing required field `image_0`; expected an example of Winoground"):
-        read_examples(path)
+    for contents, message in (
+        (None, f"{path}: cannot be read"),
+        ("\n\n", f"{path}: has no example"),
+        ('{"id": 1}', "line 1: Object missing required field `image_0`"),
+    ):
+        if contents:
+            path.write_text(contents)
+        with pytest.raises(InputError, match=message):
+            read_examples(path)
+
+
+@pytest.mark.parametrize("prefixes", [[""], ["winoground_"], ["", "winoground_"], ["one_", "another_"]], ids=str)
+def test_names_of_records(tmp_path: Path, prefixes: list[str]) -> None:
+    """Records have the names of the images, or all have the same prefix."""
+    with ImageDatabaseWriter(tmp_path / "db") as writer:
+        for prefix, name in product(prefixes, IMAGES.values()):
+            writer.put(f"{prefix}{name}.npz", np.ones((2, 8)), np.ones((2, 6)), np.ones(2))
+    examples = {1: Example(**GOOD), 2: Example(**GOOD | {"image_1": "ex_7_img_1.png"})}
+    with closing(ImageDatabase(tmp_path / "db")) as image_db:
+        if len(prefixes) == 1 or "" in prefixes:
+            names = [*IMAGES.values(), "ex_7_img_1.png"]
+            expected = {name: f"{prefixes[0]}{name.removesuffix('.png')}.npz" for name in names}
+            assert find_records(tmp_path, examples, image_db) == expected
+        else:
+            with pytest.raises(InputError, match=r"has no ex_7_img_0\.npz"):
+                find_records(tmp_path, examples, image_db)

@@ -1,4 +1,4 @@
-"""The scenes dataset: true captions, honest twins, readable files, and features that tell shape, colour and size."""
+"""The drawn scenes: true captions, twins that differ in two positions, readable files, features that tell items apart."""
 
 from __future__ import annotations
 
@@ -7,47 +7,89 @@ import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.ablation.grid import Grid, planned
 from examples.scenes.dataset import Recipe, images_per_caption, plan, scene_of
-from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH, Item
+from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
 from examples.scenes.shapes import SHAPES
+from model.iais import REGULARISERS
+from optim.options import TrainOptions
 from scripts.make_scenes import main
+from tests.processes import ROOT
+from tests.test_programs import fails
+from utils.options import read_json_as
 
-COUNTS = {"train": 150, "val": 4, "test": 60}
-TWINS = 0.2
-SEED = 3
-RECIPE = Recipe(SEED, TWINS)
+SPLITS = ("train", "val", "test")
 
 
-def arguments(output: Path, counts: dict[str, int], *more: str) -> list[str]:
-    numbers = [word for split, count in counts.items() for word in (f"--{split}", str(count))]
-    return ["--output", str(output), "--seed", str(SEED), "--twins", str(TWINS), *numbers, *more]
+class Thing(NamedTuple):
+    """An item as drawn, with its box (xmin, ymin, xmax, ymax) as the XML file has it, y pointing down."""
+
+    size: str
+    colour: str
+    shape: str
+    box: tuple[int, ...]
+
+
+class Scenes(NamedTuple):
+    """A dataset that ``make_scenes`` wrote: its entries in Karpathy's JSON, and what is in each picture."""
+
+    folder: Path
+    recipe: Recipe
+    counts: dict[str, int]
+    images: dict[str, dict[str, Any]]  # by stem
+    things: dict[str, list[Thing]]  # by stem
+
+    def captions(self, stem: str) -> list[str]:
+        return [sentence["raw"] for sentence in self.images[stem]["sentences"]]
+
+    def twins(self) -> dict[str, str]:
+        twins = json.loads((self.folder / "twins.json").read_text())
+        return {Path(name).stem: Path(other).stem for name, (other,) in twins.items()}
+
+    def annotation(self, stem: str) -> ElementTree.ElementTree:
+        return ElementTree.parse(self.folder / f"entities/Annotations/{stem}.xml")
+
+
+def arguments(output: Path, recipe: Recipe, counts: dict[str, int], workers: int) -> list[str]:
+    options = {"output": output, "seed": recipe.seed, "twins": recipe.twins, "relations": recipe.relations, **counts}
+    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+    return [*words, "--items", *map(str, recipe.items), "--workers", str(workers)]
+
+
+def make(folder: Path, recipe: Recipe, workers: int, *counts: int) -> Scenes:
+    by_split = dict(zip(SPLITS, counts, strict=True))
+    main(arguments(folder / "out", recipe, by_split, workers))
+    images = json.loads((folder / "out/dataset_scenes.json").read_text())["images"]
+    scenes = Scenes(folder / "out", recipe, by_split, {Path(image["filename"]).stem: image for image in images}, {})
+    for job in plan(by_split, recipe):
+        boxes = [tuple(int(edge.text or "") for edge in box) for box in scenes.annotation(job.stem).iter("bndbox")]
+        items = zip(scene_of(job, recipe).items, boxes, strict=True)
+        scenes.things[job.stem] = [Thing(item.size, item.colour, item.shape, box) for item, box in items]
+    return scenes
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("scenes") / "out"
-    main(arguments(output, COUNTS, "--workers", "2"))
-    return output
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return make(tmp_path_factory.mktemp("mixed"), Recipe(3, twins=0.2), 2, 150, 4, 60)
 
 
 @pytest.fixture(scope="module")
-def images(scenes: Path) -> list[dict[str, Any]]:
-    return json.loads((scenes / "dataset_scenes.json").read_text())["images"]
+def relations(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+    return make(tmp_path_factory.mktemp("relations"), Recipe(5, twins=1.0, items=(2, 4), relations=5), 1, 40, 2, 8)
 
 
-@pytest.fixture(scope="module")
-def items() -> dict[str, tuple[Item, ...]]:
-    return {job.stem: scene_of(job, RECIPE).items for job in plan(COUNTS, RECIPE)}
+@pytest.fixture(params=["mixed", "relations"])
+def scenes(request: pytest.FixtureRequest) -> Scenes:
+    made: Scenes = request.getfixturevalue(request.param)
+    return made
 
-
-# --- an independent reader of captions ------------------------------------------------------------------------------------
 
 NOUN = rf"an? (?:(small|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
 SIDE = r"(?:to|on) the (left|right) of|(above|higher)(?: than)?|(below|lower)(?: than)?"
@@ -55,80 +97,49 @@ NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
 
 def lies(side: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Boxes are xmin, ymin, xmax, ymax; y points down."""
     return {"left": a[2] < b[0], "right": a[0] > b[2], "above": a[3] < b[1], "below": a[1] > b[3]}[side]
 
 
-def is_true(caption: str, things: list[tuple[str, str, str, tuple[int, ...]]]) -> bool:
-    """Whether the caption is true of (size, colour, shape, box) things; fails on a caption without a claim it can read."""
+def is_true(caption: str, things: list[Thing]) -> bool:
+    """Read a caption independently of the code that wrote it; fail if it makes no readable claim."""
     text = caption.lower()
-    nouns = list(re.finditer(NOUN, text))
+    nouns = [noun.groups() for noun in re.finditer(NOUN, text)]
     assert len(nouns) >= 2, caption
-    boxes = []
-    for noun in nouns:
-        size, colour, shape = noun.groups()
-        found = [box for s, c, f, box in things if (c, f) == (colour, shape) and size in (None, s)]
-        if not found:
-            return False
-        assert len(found) == 1, f"{caption}: {noun.group()} is ambiguous"
-        boxes.append(found[0])
-    sides = list(re.finditer(SIDE, text))
-    for number, match in enumerate(sides, start=1):
-        word = next(group for group in match.groups() if group)
-        if not lies({"higher": "above", "lower": "below"}.get(word, word), boxes[0], boxes[number]):
+    found = [[t.box for t in things if (t.colour, t.shape) == noun[1:] and noun[0] in (None, t.size)] for noun in nouns]
+    assert all(len(boxes) <= 1 for boxes in found), f"{caption}: ambiguous"
+    if not all(found):
+        return False
+    sides = [next(filter(None, match.groups())) for match in re.finditer(SIDE, text)]
+    for side, (box,) in zip(sides, found[1:], strict=False):
+        if not lies({"higher": "above", "lower": "below"}.get(side, side), found[0][0], box):
             return False
     count = re.search(rf"\b({'|'.join(NUMBERS)}) (shape|{'|'.join(SHAPES)})(?:s|es)\b", text)
-    if count:
-        number_word, kind = count.groups()
-        if NUMBERS[number_word] != sum(kind in ("shape", shape) for _, _, shape, _ in things):
-            return False
     assert sides or count or len(nouns) == 3, caption
-    return True
+    return not count or NUMBERS[count[1]] == sum(count[2] in ("shape", thing.shape) for thing in things)
 
 
-def boxes_of(scenes: Path, stem: str) -> list[tuple[int, ...]]:
-    tree = ElementTree.parse(scenes / "entities" / "Annotations" / f"{stem}.xml")
-    found = [entry.find("bndbox") for entry in tree.iter("object")]
-    return [tuple(int(edge.text or "") for edge in box) for box in found if box is not None]
-
-
-@pytest.fixture(scope="module")
-def things(scenes: Path, items: dict[str, tuple[Item, ...]]) -> dict[str, list[tuple[str, str, str, tuple[int, ...]]]]:
-    """What is in each picture: attributes as drawn, boxes as the XML files have them."""
-    return {
-        stem: [(i.size, i.colour, i.shape, box) for i, box in zip(drawn, boxes_of(scenes, stem), strict=True)]
-        for stem, drawn in items.items()
-    }
-
-
-# --- pictures and captions ------------------------------------------------------------------------------------------------
-
-
-def test_items_do_not_overlap_and_stay_inside(things: dict[str, list[Any]]) -> None:
-    for stem, present in things.items():
-        assert 3 <= len(present) <= 6
-        boxes = [thing[3] for thing in present]
-        for x1, y1, x2, y2 in boxes:
+def test_items_do_not_overlap_and_stay_inside(scenes: Scenes) -> None:
+    assert {len(things) for things in scenes.things.values()} == set(range(scenes.recipe.items[0], scenes.recipe.items[1] + 1))
+    for stem, things in scenes.things.items():
+        for x1, y1, x2, y2 in (thing.box for thing in things):
             assert 0 < x1 < x2 < WIDTH, stem
             assert 0 < y1 < y2 < HEIGHT, stem
-        for a, b in combinations(boxes, 2):
-            assert any(lies(side, a, b) for side in ("left", "right", "above", "below")), stem
+        for a, b in combinations(things, 2):
+            assert any(lies(side, a.box, b.box) for side in ("left", "right", "above", "below")), stem
 
 
-def test_captions_are_true_varied_and_of_moderate_length(images: list[dict[str, Any]], things: dict[str, list[Any]]) -> None:
+def test_captions_are_true_varied_and_of_moderate_length(scenes: Scenes) -> None:
     claims: Counter[str] = Counter()
-    for image in images:
-        raws = [sentence["raw"] for sentence in image["sentences"]]
-        assert len(set(raws)) == 5
-        for raw in raws:
-            assert is_true(raw, things[Path(image["filename"]).stem]), (image["filename"], raw)
-            assert 6 <= len(raw.split()) <= 25, raw
-            assert re.fullmatch(r"[A-Z][a-z]*([ ,]+[a-z]+)*\.", raw), raw
-            claims.update(
-                word for word in ("left", "right", "above", "below", "two", "four", "together") if word in raw.split()
-            )
-    assert min(claims.values()) > 10
-    assert len(claims) == 7
+    for stem, things in scenes.things.items():
+        captions = scenes.captions(stem)
+        assert len(set(captions)) == 5
+        for caption in captions:
+            assert is_true(caption, things), (stem, caption)
+            assert 6 <= len(caption.split()) <= 25, caption
+            assert re.fullmatch(r"[A-Z][a-z]*([ ,]+[a-z]+)*\.", caption), caption
+            claims.update(caption.split())
+    expected = ["left", "right", "above", "below", *(["two", "four", "together"] if scenes.recipe.relations < 5 else [])]
+    assert min(claims[word] for word in expected) > 10
 
 
 def test_a_caption_identifies_its_image_among_200() -> None:
@@ -139,114 +150,106 @@ def test_a_caption_identifies_its_image_among_200() -> None:
     assert fitting.mean() < 1.3
 
 
-# --- twins ----------------------------------------------------------------------------------------------------------------
+def test_twins_differ_in_two_positions_and_the_order_of_words(scenes: Scenes) -> None:
+    """Captions that relate two items consist of the same words as the twin's, letter case included, and are false of it."""
+    twins = scenes.twins()
+    for split, count in scenes.counts.items():
+        assert sum(scenes.images[stem]["split"] == split for stem in twins) == 2 * round(count * scenes.recipe.twins / 2)
+    for stem, twin in twins.items():
+        assert twins[twin] == stem
+        assert scenes.images[stem]["split"] == scenes.images[twin]["split"]
+        here, there = scenes.things[stem], scenes.things[twin]
+        assert [thing[:3] for thing in here] == [thing[:3] for thing in there]
+        assert sum(a.box != b.box for a, b in zip(here, there, strict=True)) == 2
+        for number in range(scenes.recipe.relations):
+            own, other = scenes.captions(stem)[number], scenes.captions(twin)[number]
+            assert sorted(own.split()) == sorted(other.split())
+            assert [is_true(own, here), is_true(own, there)] == [True, False]
 
 
-def test_winoground_examples_share_words_and_differ_in_truth(
-    scenes: Path, images: list[Any], things: dict[str, list[Any]]
-) -> None:
-    examples = [json.loads(line) for line in (scenes / "winoground" / "examples.jsonl").read_text().splitlines()]
-    raws = {
-        Path(image["filename"]).stem: [s["raw"] for s in image["sentences"]] for image in images if image["split"] == "test"
-    }
-    assert len(examples) == 12  # 20 % of 60 images are 6 pairs, two captions each
-    assert [example["id"] for example in examples] == list(range(12))
+def test_winoground_examples_are_the_twins_of_the_test_split(scenes: Scenes) -> None:
+    lines = (scenes.folder / "winoground/examples.jsonl").read_text().splitlines()
     keys = {"id", "image_0", "image_1", "caption_0", "caption_1", "tag", "secondary_tag", "num_main_preds", "collapsed_tag"}
-    for example in examples:
+    assert len(lines) == 2 * round(scenes.counts["test"] * scenes.recipe.twins / 2)  # two captions per pair
+    for number, example in enumerate(map(json.loads, lines)):
         assert set(example) == keys
-        assert Counter(example["caption_0"].split()) == Counter(example["caption_1"].split())  # letter case included
-        for text in (0, 1):
-            assert example[f"caption_{text}"] in raws[example[f"image_{text}"]]
-            for image in (0, 1):
-                assert is_true(example[f"caption_{text}"], things[example[f"image_{image}"]]) == (text == image)
+        assert example["id"] == number
+        one, other = example["image_0"], example["image_1"]
+        assert scenes.images[one]["split"] == "test"
+        assert scenes.twins()[one] == other
+        captions = list(zip(scenes.captions(one), scenes.captions(other), strict=True))
+        assert (example["caption_0"], example["caption_1"]) == captions[number % 2]
 
 
-def test_twins_are_the_same_picture_but_for_two_places(scenes: Path, things: dict[str, list[Any]]) -> None:
-    jobs = plan(COUNTS, RECIPE)
-    for split, count in COUNTS.items():
-        assert sum(job.split == split and job.pair is not None for job in jobs) == 2 * round(count * TWINS / 2)
-    pairs = {job.pair: job.stem for job in jobs if job.split == "train" and job.pair is not None}
-    for number in range(len(pairs) // 2):
-        one, other = things[pairs[number, 0]], things[pairs[number, 1]]
-        assert [thing[:3] for thing in one] == [thing[:3] for thing in other]
-        assert sum(a[3] != b[3] for a, b in zip(one, other, strict=True)) == 2
-
-
-# --- files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_karpathy_file(scenes: Path, images: list[dict[str, Any]]) -> None:
-    assert json.loads((scenes / "dataset_scenes.json").read_text())["dataset"] == "scenes"
-    assert Counter(image["split"] for image in images) == COUNTS
-    assert [image["imgid"] for image in images] == list(range(sum(COUNTS.values())))
-    sentids = [sentence["sentid"] for image in images for sentence in image["sentences"]]
-    assert sentids == list(range(5 * len(images)))
+def test_karpathy_file_and_pictures(scenes: Scenes) -> None:
+    document = json.loads((scenes.folder / "dataset_scenes.json").read_text())
+    images = document["images"]
+    assert document["dataset"] == "scenes"
+    assert Counter(image["split"] for image in images) == scenes.counts
+    assert [image["imgid"] for image in images] == list(range(sum(scenes.counts.values())))
+    assert [sentence["sentid"] for image in images for sentence in image["sentences"]] == list(range(5 * len(images)))
     for image in images:
         assert image["filename"] == f"scenes_{image['imgid']:012d}.jpg"
         assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
         for sentence in image["sentences"]:
             assert sentence["imgid"] == image["imgid"]
             assert sentence["tokens"] == re.findall(r"[a-z]+", sentence["raw"].lower())
-    with Image.open(scenes / "images" / images[0]["filename"]) as picture:
-        assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
+        with Image.open(scenes.folder / "images" / image["filename"]) as picture:
+            assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
 
 
-def test_feature_files(scenes: Path, images: list[dict[str, Any]]) -> None:
-    for image in images:
-        with np.load(scenes / "features" / f"{Path(image['filename']).stem}.npz", allow_pickle=False) as record:
+def test_feature_files(scenes: Scenes) -> None:
+    for stem in scenes.images:
+        with np.load(scenes.folder / f"features/{stem}.npz", allow_pickle=False) as record:
             features, norm_bb, conf = record["features"], record["norm_bb"], record["conf"]
         assert features.dtype == norm_bb.dtype == conf.dtype == np.float16
-        assert 10 <= len(features) <= 16
-        assert features.shape[1:] == (2048,)
-        assert norm_bb.shape == (len(features), 6)
-        assert conf.shape == (len(features),)
+        count = len(features)
+        assert 10 <= count <= 16
+        assert (features.shape, norm_bb.shape, conf.shape) == ((count, 2048), (count, 6), (count,))
         assert np.isfinite(features).all()
         assert features.min() >= 0
         assert (features.max(axis=1) > 0.5).all()  # no region is blank
         assert 0.1 < features.astype(float).mean() < 2
         assert (np.diff(conf) <= 0).all()
-        assert conf.min() > 0
-        assert conf.max() < 1
-        x1, y1, x2, y2, width, height = norm_bb.astype(float).T
-        assert (norm_bb >= 0).all()
-        assert (norm_bb <= 1).all()
-        assert (x2 > x1).all()
-        assert (y2 > y1).all()
-        np.testing.assert_allclose([x2 - x1, y2 - y1], [width, height], atol=1e-3)
+        assert 0 < conf.min() <= conf.max() < 1
+        assert 0 <= norm_bb.min() <= norm_bb.max() <= 1
+        corner, opposite, sides = np.split(norm_bb.astype(float), 3, axis=1)
+        assert (opposite > corner).all()
+        np.testing.assert_allclose(opposite - corner, sides, atol=1e-3)
 
 
-def test_entities_files(scenes: Path, images: list[dict[str, Any]]) -> None:
+def test_entities_files(scenes: Scenes) -> None:
     seen: set[int] = set()
-    for image in images:
-        stem = Path(image["filename"]).stem
-        tree = ElementTree.parse(scenes / "entities" / "Annotations" / f"{stem}.xml")
-        assert tree.findtext("filename") == image["filename"]
+    for stem in scenes.images:
+        tree = scenes.annotation(stem)
+        assert tree.findtext("filename") == f"{stem}.jpg"
         assert [tree.findtext(f"size/{tag}") for tag in ("width", "height", "depth")] == [str(WIDTH), str(HEIGHT), "3"]
-        boxed = Counter(int(n.text or "") for o in tree.iter("object") if o.find("bndbox") is not None for n in o.iter("name"))
-        unboxed = {int(n.text or "") for o in tree.iter("object") if o.find("nobndbox") is not None for n in o.iter("name")}
+        boxed, unboxed = (
+            Counter(int(n.text or "") for o in tree.iter("object") if o.find(tag) is not None for n in o.iter("name"))
+            for tag in ("bndbox", "nobndbox")
+        )
         words: dict[int, set[str]] = {}
-        lines = (scenes / "entities" / "Sentences" / f"{stem}.txt").read_text().splitlines()
-        assert len(lines) == 5
-        for line, sentence in zip(lines, image["sentences"], strict=True):
+        lines = (scenes.folder / f"entities/Sentences/{stem}.txt").read_text().splitlines()
+        for line, caption in zip(lines, scenes.captions(stem), strict=True):
             plain = re.sub(r"\[/EN#\d+/\w+ ([^\]]+)\]", r"\1", line)
-            assert plain.replace(" ,", ",").replace(" .", ".") == sentence["raw"]
-            for chain, kind, phrase in re.findall(r"\[/EN#(\d+)/(\w+) ([^\]]+)\]", line):
-                assert (int(chain) in boxed, int(chain) in unboxed) == (kind == "other", kind == "scene")
+            assert plain.replace(" ,", ",").replace(" .", ".") == caption
+            for number, kind, phrase in re.findall(r"\[/EN#(\d+)/(\w+) ([^\]]+)\]", line):
+                chain = int(number)
+                assert (chain in boxed, chain in unboxed) == (kind == "other", kind == "scene")
                 first, *_, last = phrase.lower().split()
-                words.setdefault(int(chain), set()).add(last)
+                words.setdefault(chain, set()).add(last)
                 if kind == "other":
-                    assert boxed[int(chain)] == NUMBERS.get(first, 1), line
+                    assert boxed[chain] == NUMBERS.get(first, 1), line
         assert all(len(nouns) == 1 or nouns == {"picture", "drawing"} for nouns in words.values())  # a chain is one thing
-        assert not seen & (set(boxed) | unboxed)
-        seen |= set(boxed) | unboxed
+        assert seen.isdisjoint(boxed + unboxed)
+        seen.update(boxed + unboxed)
 
 
-def test_readme_says_what_it_is(scenes: Path) -> None:
-    assert "DRAWN SCENES" in (scenes / "README.txt").read_text()
-    assert "say nothing about Flickr30k" in (scenes / "README.txt").read_text()
-
-
-# --- features -------------------------------------------------------------------------------------------------------------
+def test_readme_says_what_it_is(scenes: Scenes) -> None:
+    readme = (scenes.folder / "README.txt").read_text()
+    assert "DRAWN SCENES" in readme
+    assert "say nothing about Flickr30k" in readme
+    assert "--items {} {} --relations {}".format(*scenes.recipe.items, scenes.recipe.relations) in readme
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -256,66 +259,67 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common))
 
 
-def test_a_linear_probe_reads_shape_colour_and_size(scenes: Path, items: dict[str, tuple[Item, ...]]) -> None:
-    rows: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    labels: dict[bool, list[Item]] = {True: [], False: []}
-    for job in plan(COUNTS, RECIPE):
-        with np.load(scenes / "features" / f"{job.stem}.npz") as record:
+def test_a_linear_probe_reads_shape_colour_and_size(mixed: Scenes) -> None:
+    regions, things, held_out = [], [], []
+    for stem, present in mixed.things.items():
+        with np.load(mixed.folder / f"features/{stem}.npz") as record:
             boxes = record["norm_bb"].astype(float)[:, :4] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
-            for item in items[job.stem]:
-                overlaps = [overlap(np.array(item.box), box) for box in boxes]
+            for thing in present:
+                overlaps = [overlap(np.array(thing.box), box) for box in boxes]
                 assert max(overlaps) > 0.75, "an item without a region"
-                rows[job.split == "test"].append(record["features"][int(np.argmax(overlaps))].astype(float))
-                labels[job.split == "test"].append(item)
-    train, test = np.array(rows[False]), np.array(rows[True])
-    mean = train.mean(axis=0)
-    gram = (train - mean) @ (train - mean).T
-    kernel = (test - mean) @ (train - mean).T
+                regions.append(record["features"][int(np.argmax(overlaps))].astype(float))
+        things += present
+        held_out += [mixed.images[stem]["split"] == "test"] * len(present)
+    features, test = np.array(regions), np.array(held_out)
+    features -= features[~test].mean(axis=0)
+    kernel = features @ features[~test].T
     for attribute, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):
-        answer = {held_out: np.array([names.index(getattr(i, attribute)) for i in labels[held_out]]) for held_out in labels}
-        targets = np.eye(len(names))[answer[False]]
-        weights = np.linalg.solve(gram + 30.0 * np.eye(len(train)), targets - targets.mean(axis=0))
-        accuracy = ((kernel @ weights + targets.mean(axis=0)).argmax(axis=1) == answer[True]).mean()
+        answers = np.array([names.index(getattr(thing, attribute)) for thing in things])
+        targets = np.eye(len(names))[answers[~test]]
+        weights = np.linalg.solve(kernel[~test] + 30.0 * np.eye(len(targets)), targets - targets.mean(axis=0))
+        accuracy = ((kernel[test] @ weights + targets.mean(axis=0)).argmax(axis=1) == answers[test]).mean()
         assert accuracy >= 0.97, f"{attribute}: {accuracy:.3f}"
-
-
-# --- the program ----------------------------------------------------------------------------------------------------------
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+def test_files_depend_on_the_seed_and_not_on_the_number_of_workers(tmp_path: Path) -> None:
     counts = {"train": 8, "val": 2, "test": 10}
-    for workers in (1, 2):
-        main(arguments(tmp_path / str(workers), counts, "--workers", str(workers)))
-    one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
+    for name, seed, workers in (("one", 3, 1), ("two", 3, 2), ("other", 4, 1)):
+        main(arguments(tmp_path / name, Recipe(seed), counts, workers))
+    one, two, other = (contents(tmp_path / name) for name in ("one", "two", "other"))
     assert len(one) == 4 * 20 + 4
     assert one == two
-    main([*arguments(tmp_path / "other", counts, "--workers", "1"), "--seed", str(SEED + 1)])
-    assert contents(tmp_path / "other")["dataset_scenes.json"] != one["dataset_scenes.json"]
+    assert one["dataset_scenes.json"] != other["dataset_scenes.json"]
 
 
 def test_images_of_a_split_do_not_depend_on_the_other_splits() -> None:
-    few, many = plan({"train": 5, "val": 3, "test": 20}, RECIPE), plan(COUNTS | {"test": 20}, RECIPE)
-    assert [scene_of(job, RECIPE) for job in few[-20:]] == [scene_of(job, RECIPE) for job in many[-20:]]
+    few, many = (plan({"train": train, "val": 3, "test": 20}, Recipe(3)) for train in (5, 150))
+    assert [scene_of(job, Recipe(3)) for job in few[-20:]] == [scene_of(job, Recipe(3)) for job in many[-20:]]
 
 
-@pytest.mark.parametrize("wrong", [["--train", "0"], ["--workers", "0"], ["--twins", "1.5"], ["--seed", "-1"]])
-def test_impossible_values_are_refused(wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--output", str(tmp_path / "out"), *wrong])
-    assert stop.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train", "0"], "--train 0: expected at least 1"),
+        (["--workers", "0"], "--workers 0: expected at least 1"),
+        (["--twins", "1.5"], "--twins 1.5: expected a share"),
+        (["--seed", "-1"], "--seed -1: expected at least 0"),
+        (["--relations", "1"], "--relations 1: expected 2 to 5"),
+        (["--items", "2", "4"], "--items 2 4: expected two numbers from 3 to 6"),
+        (["--items", "4", "2", "--relations", "5"], "--items 4 2: expected two numbers from 2 to 6, the smaller first"),
+        (["--items", "3", "7"], "--items 3 7: expected"),
+    ],
+)
+def test_impossible_options(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert message in fails(capsys, main, ["--output", str(tmp_path / "scenes"), *options])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--output", str(tmp_path)])
-    assert stop.value.code == 2
-    assert str(tmp_path) in capsys.readouterr().err
+    assert str(tmp_path) in fails(capsys, main, ["--output", str(tmp_path)])
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,5 +328,18 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("examples.scenes.files.write_winoground", fail)
     with pytest.raises(RuntimeError, match="stop"):
-        main(arguments(tmp_path / "out", {"train": 1, "val": 1, "test": 1}, "--workers", "1"))
+        make(tmp_path, Recipe(0), 1, 1, 1, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shipped_ablation_compares_all_regularisers_on_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    for name in ("txt_db/itm_scenes_test.db", "img_db/scenes", "scenes/winoground/examples.jsonl"):
+        (tmp_path / "demo/relations" / name).mkdir(parents=True)
+    path = "config/ablation-scenes-relations.json"
+    runs = planned(read_json_as(Grid, path), path, tmp_path / "out", TrainOptions)
+    assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
+    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
+    assert runs[0].options.IAIS is None  # the baseline
+    assert runs[0].options.neighbours == "demo/relations/scenes/twins.json"

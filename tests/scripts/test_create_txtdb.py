@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_names_of_features() -> None:
         ("scenes", "folder/scene_7.png", "", "scene_7.npz"),
     ]:
         assert feature_name(dataset, filename, folder) == expected
-    for dataset, filename in (("coco", "391895.jpg"), ("coco", "COCO_val2014_.jpg"), ("flickr30k", "picture.jpg")):
+    for dataset, filename in (("coco", "391895.jpg"), ("coco", "COCO_val2014_.jpg"), ("flickr30k", "a.jpg"), ("", ".jpg")):
         with pytest.raises(ValueError, match="file name"):
             feature_name(dataset, filename)
 
@@ -82,9 +83,9 @@ ROWS = [("a.jpg", 'Red, "round".', "test"), ("b.jpg", "Blue\nsquare", "train"), 
 def test_jsonl_and_csv_are_one(tmp_path: Path) -> None:
     lines = [json.dumps({"image": image, "caption": caption, "split": split, "x": 1}) for image, caption, split in ROWS]
     from_jsonl = TextDatabase(run(tmp_path, "\n\n".join(lines) + "\n", "test", "rows.jsonl"))
-    with open(tmp_path / "written.csv", "w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([("split", "image", "caption"), *((split, image, raw) for image, raw, split in ROWS)])
-    from_csv = TextDatabase(run(tmp_path / "csv", (tmp_path / "written.csv").read_bytes(), "test", "rows.csv"))
+    table = StringIO()
+    csv.writer(table).writerows([("split", "image", "caption"), *((split, image, raw) for image, raw, split in ROWS)])
+    from_csv = TextDatabase(run(tmp_path / "csv", table.getvalue().encode("utf-8-sig"), "test", "rows.csv"))
     for database in (from_jsonl, from_csv):
         # Numbers of rows over all splits: the train split's row 1 is not here.
         assert (list(database.ids), list(database.images)) == (["0", "2"], ["a.npz"])
@@ -102,14 +103,11 @@ def test_another_vocabulary(tmp_path: Path) -> None:
 HEAD = "image,caption,split\n"
 BAD_CSV = [
     (f"{HEAD}a,b\n", r"line 2: .* at `\$.split`"),
-    ("image,text,split\na,b,test\n", "line 2: .* `caption`; expected image, caption and split"),
     (f"{HEAD}a.jpg,A dog, running,train\n", "line 2: more columns than in the first line"),
     (f"{HEAD}a/x.jpg,b,train\nb/x.jpg,b, test \n", "would both be image 'x.npz'"),
     (f"{HEAD}a.jpg,b,train\na.jpg,b,test\n", "'a.jpg' is in 'train' and in 'test'"),
-    (f'{HEAD}p0.jpg,"A dog.,test\np1.jpg,"A cow.",test\n', "d.csv: "),
     (f'{HEAD}p0.jpg,"A dog.,test\n', "unexpected end of data"),
     ("image,caption,split,caption\na.jpg,b,test,c\n", "line 1: names a column twice"),
-    (f"{HEAD}.jpg,b,test\n", "line 2: file name '.jpg' names no picture"),
     (f"{HEAD}a,{'b ' * 5000},test\n", "has 5,000 word pieces, expected at most 4,096"),
     (f"{HEAD}{'a' * 600},b,test\n", "has a name of 604 bytes"),
     (HEAD, "no caption of split 'test', it has"),
@@ -117,14 +115,11 @@ BAD_CSV = [
 BAD_JSONL = [
     ('{"image": "a", "caption": "b", "split": "test"}\nx', "line 2: JSON is malformed"),
     ('{"image": "a", "caption": "b"}', "line 1: .* `split`; expected image, caption and split"),
-    ("[1]", "line 1: Expected `object`, got `array`"),
 ]
 BAD_JSON = [
     ("{", "d.json: Input data was truncated; expected Karpathy's JSON"),
     (b"\xff", "d.json: 'utf-8' codec"),
     ([], "Expected `object`, got `array`; expected Karpathy's JSON"),
-    ({"images": 5}, r"Expected `array`, got `int` - at `\$.images`"),
-    ({"images": [{"filename": "1.jpg"}]}, r"missing required field `split` - at `\$.images\[0\]`"),
     ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, r"at `\$.images\[0\].filename`"),
     (karpathy("", ("1.jpg", "test", [(0, "\ud800")])), "surrogate pair"),
     (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), r"images\[0\]: file name 'x.jpg' has no number"),

@@ -151,6 +151,12 @@ def test_what_is_skipped(tmp_path: Path, scenes: Scenes, entities: Path, capsys:
         path.write_text("no phrase\n")
     message = fails(capsys, main, options(scenes, tmp_path / "new", entities=entities))
     assert "no caption with 2 objects to measure" in message
+    for name in ("1", "01"):
+        (entities / f"Sentences/{name}.txt").write_text("a dog\n")
+    with ImageDatabaseWriter(tmp_path / "db") as database:
+        database.put("flickr30k_000000000001.npz", np.ones((2, 2048)), np.ones((2, 6)), np.ones(2))
+    message = fails(capsys, main, options(scenes, tmp_path / "new", txt_db="", img_db=tmp_path / "db", entities=entities))
+    assert "'01' and '1' are both image 'flickr30k_000000000001.npz'" in message
     assert not (tmp_path / "new").exists()
 
 
@@ -158,7 +164,6 @@ def test_what_is_skipped(tmp_path: Path, scenes: Scenes, entities: Path, capsys:
     ("changes", "message"),
     [
         ({"txt_db": "", "entities": ""}, "entities and txt_db are missing"),
-        ({"model_config": ""}, "model_config is missing"),
         ({"layers": 2}, "layers names layer 2"),
         ({"layers": "last"}, "--layers: "),
         ({"plot": "pdf"}, "one of png, svg"),
@@ -172,12 +177,3 @@ def test_one_line_errors(
 ) -> None:
     assert message in fails(capsys, main, options(scenes, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
-
-
-def test_two_pictures_of_one_image(tmp_path: Path, scenes: Scenes, entities: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("1", "01"):
-        (entities / f"Sentences/{name}.txt").write_text("a dog\n")
-    with ImageDatabaseWriter(tmp_path / "db") as database:
-        database.put("flickr30k_000000000001.npz", np.ones((2, 2048)), np.ones((2, 6)), np.ones(2))
-    line = fails(capsys, main, options(scenes, tmp_path / "out", txt_db="", img_db=tmp_path / "db", entities=entities))
-    assert "'01' and '1' are both image 'flickr30k_000000000001.npz'" in line

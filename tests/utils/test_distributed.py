@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from tests.test_layout import MODULES, ROOT
 from utils.distributed import SingleProcess, connect
 from utils.errors import InputError
 from utils.precision import choose_device
@@ -49,22 +48,12 @@ def test_mistakes_of_the_launcher(monkeypatch: pytest.MonkeyPatch, environment: 
         connect(environment)
 
 
-def test_only_one_module_knows_horovod_and_torch_distributed() -> None:
-    for name in ("horovod", "torch.distributed"):
-        users = {module for module in MODULES if name in (ROOT / f"{module.replace('.', '/')}.py").read_text()}
-        assert users == {"utils.distributed"}
-
-
-@pytest.mark.parametrize("name", ["cuda:1", "mps"])
-def test_one_device_for_two_ranks_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"device '{name}' with 2 ranks on this host, expected auto, cpu or cuda"):
-        choose_device(name, 0, 2)
-
-
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name in ("cuda:1", "mps"):
+        with pytest.raises(InputError, match=f"device '{name}' with 2 ranks on this host, expected auto, cpu or cuda"):
+            choose_device(name, 0, 2)
+    for function, result in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, function, lambda *_, result=result: result)
     monkeypatch.setattr(torch, "empty", lambda *_, device: None)
     assert [str(choose_device("auto", rank, 2)) for rank in range(2)] == ["cuda:0", "cuda:1"]
     with pytest.raises(InputError, match="3 ranks on a host with 2 GPUs"):

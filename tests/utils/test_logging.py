@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch import ROOT
+from tests.processes import ROOT
 from utils.errors import InputError
 from utils.logging import SCALARS, RunLog, read_scalars
 

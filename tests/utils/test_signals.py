@@ -2,73 +2,55 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from signal import SIGINT, SIGTERM, raise_signal
 
 import pytest
 
-from tests.launch import ROOT
+from tests.processes import ROOT
 from utils import signals
 from utils.errors import Interrupted
 from utils.signals import StopSignal
 
 
-def send(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_at_once_or_deferred(number: int) -> None:
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_at_once_or_deferred(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal(), pytest.raises(Interrupted) as caught:
-        send(number)
+        raise_signal(number)
     assert caught.value.number == number
     reached = []
-
-    def work(stop: StopSignal) -> None:
-        with stop.deferred():
-            send(number)
-            reached.append("end of the block")
-        reached.append("after the block")
-
     with StopSignal() as stop:
-        for raises in (lambda: work(stop), stop.check):
-            with pytest.raises(Interrupted):
-                raises()
+        with pytest.raises(Interrupted), stop.deferred():  # noqa: PT012
+            raise_signal(number)
+            reached.append("end of the block")
+        with pytest.raises(Interrupted):
+            stop.check()
     assert reached == ["end of the block"]
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Interrupted), (None, RuntimeError)])
-def test_an_error_caused_by_the_signal_counts_as_the_signal(number: int | None, raised: type[BaseException]) -> None:
-    def fail(stop: StopSignal) -> None:
-        with stop.deferred():
-            if number is not None:
-                send(number)
-            raise RuntimeError("a DataLoader worker has died")
-
-    with StopSignal() as stop, pytest.raises(raised):
-        fail(stop)
+@pytest.mark.parametrize(("numbers", "raised"), [([SIGTERM], Interrupted), ([], RuntimeError)])
+def test_an_error_caused_by_the_signal_counts_as_the_signal(numbers: list[int], raised: type[BaseException]) -> None:
+    with StopSignal() as stop, pytest.raises(raised), stop.deferred():  # noqa: PT012
+        for number in numbers:
+            raise_signal(number)
+        raise RuntimeError("a DataLoader worker has died")
 
 
 def test_only_a_later_ctrl_c_interrupts_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
     reached = []
-
-    def work(stop: StopSignal) -> None:
-        with stop.deferred():
-            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-                send(number)
-            reached.append("saving")
-            monkeypatch.setattr(signals, "SAME_KEY", 0.0)
-            time.sleep(0.01)
-            send(signal.SIGINT)
-            reached.append("saved")
-
-    with StopSignal() as stop, pytest.raises(KeyboardInterrupt) as caught:
-        work(stop)
+    with StopSignal() as stop, pytest.raises(KeyboardInterrupt) as caught, stop.deferred():  # noqa: PT012
+        for number in (SIGINT, SIGINT, SIGTERM):
+            raise_signal(number)
+        reached.append("saving")
+        monkeypatch.setattr(signals, "SAME_KEY", 0.0)
+        time.sleep(0.01)
+        raise_signal(SIGINT)
+        reached.append("saved")
     assert not isinstance(caught.value, Interrupted)
     assert reached == ["saving"]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import lmdb
 import numpy as np
-import pytest
 
 from data.boxes import BoxRule
 from data.image_db import ImageDatabaseWriter
@@ -57,6 +59,13 @@ def write_texts(path: Path) -> None:
             writer.put(str(number), ids, IMAGES[number // 2], raw=raw, toked_caption=tokenizer.tokens(ids))
 
 
+def write_pair(folder: Path) -> Path:
+    """Write ``texts.db`` and ``images``, in which nothing is wrong, and return their folder."""
+    write_images(folder / "images")
+    write_texts(folder / "texts.db")
+    return folder
+
+
 def put(folder: Path, key: str, value: bytes | None) -> None:
     """Replace a record, or remove it."""
     with lmdb.open(str(folder), map_size=1 << 26, lock=False) as environment, environment.begin(write=True) as transaction:
@@ -78,19 +87,27 @@ def read_record(images: Path, name: str) -> Arrays:
         return read_msgpack(bytes(store.get(name)), ("features", "norm_bb", "conf", "soft_labels"))
 
 
+@dataclass
 class Inspection:
-    """How the program ended, what it printed, and how often it found each kind of fault."""
+    """How the program ended, what it printed, its list of faults, and how often it found each kind."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: object) -> None:
-        capsys.readouterr()
-        self.code: Any = 0
+    code: object
+    output: str
+    errors: str
+    list: str
+    faults: dict[str, int]
+
+
+def inspect(*arguments: object) -> Inspection:
+    code: object = 0
+    with redirect_stdout(StringIO()) as output, redirect_stderr(StringIO()) as errors:
         try:
             main(["--nproc", "1", *map(str, arguments)])
         except SystemExit as stop:
-            self.code = stop.code
-        self.output, self.errors = capsys.readouterr()
-        _, _, self.list = self.output.partition("\nWRONG\n")
-        found = re.findall(r"^ {4} *([\d,]+)  (\S.*)$", self.list, re.MULTILINE)
-        self.faults = {kind: int(count) for count, kind in found}
-        assert self.code == 2 or bool(self.faults) == (self.code == 1)
-        assert ("\nNothing is wrong.\n" in self.output) == (self.code == 0)
+            code = stop.code
+    _, _, listed = output.getvalue().partition("\nWRONG\n")
+    found = re.findall(r"^ {4} *([\d,]+)  (\S.*)$", listed, re.MULTILINE)
+    faults = {kind: int(count) for count, kind in found}
+    assert code == 2 or bool(faults) == (code == 1)
+    assert ("\nNothing is wrong.\n" in output.getvalue()) == (code == 0)
+    return Inspection(code, output.getvalue(), errors.getvalue(), listed, faults)

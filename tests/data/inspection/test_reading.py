@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pytest
 
@@ -22,7 +20,7 @@ from data.inspection import reading
 from data.inspection.reading import UNREADABLE, Reading, read_names
 from data.inspection.report import Faults, Summary, bins
 from data.lmdb_store import LmdbReader, LmdbWriter
-from tests.data.inspection.databases import FOLDER, RULE, Inspection, regions
+from tests.data.inspection.databases import FOLDER, RULE, inspect, regions, write_pair
 
 PAGE, ENTRIES = 4096, 16 + 104  # where a meta page says how many records there are
 
@@ -53,19 +51,18 @@ def swap_first_two(page: bytearray) -> None:
         (swap_first_two, r"data\.mdb: its pages are damaged, names are not in order"),
     ],
 )
-def test_pages_that_cannot_be_listed(
-    pair: Path, inspect: Callable[..., Inspection], damage: Callable[[bytearray], None], line: str
-) -> None:
+def test_pages_that_cannot_be_listed(tmp_path: Path, damage: Callable[[bytearray], None], line: str) -> None:
+    pair = write_pair(tmp_path)
     change_pages(pair / "texts.db/data.mdb", damage)
     seen = inspect(pair / "texts.db", pair / "images")
     assert seen.faults == {UNREADABLE: 1}
     assert re.search(line, seen.list)
-    assert "texts        cannot be read\n" in seen.output
-    assert "texts    12 of 12 texts have their image" in seen.output
+    assert re.search("texts +cannot be read\n", seen.output)
+    assert re.search("texts +12 of 12 texts have their image", seen.output)
 
 
-def test_a_wrong_number_of_records(pair: Path) -> None:
-    file = pair / "texts.db/data.mdb"
+def test_a_wrong_number_of_records(tmp_path: Path) -> None:
+    file = write_pair(tmp_path) / "texts.db/data.mdb"
     data = bytearray(file.read_bytes())
     for meta in (0, PAGE):
         if data[meta + ENTRIES] == 12:
@@ -78,7 +75,7 @@ def test_a_wrong_number_of_records(pair: Path) -> None:
 
 
 @pytest.mark.parametrize("nproc", [1, 2])
-def test_a_record_that_kills_its_reader_is_named(tmp_path: Path, inspect: Callable[..., Inspection], nproc: int) -> None:
+def test_a_record_that_kills_its_reader_is_named(tmp_path: Path, nproc: int) -> None:
     with ImageDatabaseWriter(tmp_path, BoxRule(**RULE)) as writer:
         for number in range(70):
             writer.put(f"{number:03d}.npz", **{**regions(4, number), "features": np.ones((4, 1024))})
@@ -93,8 +90,8 @@ def test_a_record_that_kills_its_reader_is_named(tmp_path: Path, inspect: Callab
     assert seen.faults == {UNREADABLE: 1}
     reason = "the process that read it ended with SIGBUS; probably its pages are damaged; 38 records were not checked"
     assert f"{file}: at record '040.npz', {reason}\n" in seen.list
-    assert "images    70\n" in seen.output
-    assert "boxes     4 per image\n" in seen.output
+    assert re.search(r"images +70\n", seen.output)
+    assert re.search(r"boxes +4 per image\n", seen.output)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +103,9 @@ def test_a_record_that_kills_its_reader_is_named(tmp_path: Path, inspect: Callab
     ],
 )
 def test_a_reader_that_does_not_go_on(
-    pair: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Callable[[], Any], fault: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misbehave: Callable[[], Any], fault: str
 ) -> None:
+    pair = write_pair(tmp_path)
     monkeypatch.setattr(reading, "PATIENCE", 0.5)
 
     def check(store: LmdbReader, records: Any) -> Summary:
@@ -127,29 +125,24 @@ def test_a_reader_that_does_not_go_on(
     assert line == f"{pair / 'texts.db/data.mdb'}: {reason}"
 
 
-def test_names_of_many_records_rewritten_in_any_order(tmp_path: Path) -> None:
-    numbers = list(range(25_000))
-    random.Random(0).shuffle(numbers)
+def test_names_of_many_records(tmp_path: Path) -> None:
+    names = [f"{number:0{8 + number % 40}d}" for number in range(25_000)]
     with LmdbWriter(tmp_path / "db") as writer:
-        for number in numbers:
-            writer.put(f"{number:0{8 + number % 40}d}", b"x" * (number % 30))
+        for name in names:
+            writer.put(name, b"x")
         writer.put("__keys__", b"[]")
-    with lmdb.open(str(tmp_path / "db"), map_size=1 << 30, lock=False, sync=False) as environment:
-        with environment.begin(write=True) as transaction:
-            for key in list(transaction.cursor().iternext(values=False))[1000::9]:
-                transaction.delete(key)
-                transaction.put(key[::-1], b"y" * random.Random(key).randrange(6000))
-        with environment.begin() as transaction:
-            keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
     faults = Faults()
-    assert read_names(tmp_path / "db", faults) == ([key for key in keys if key != "__keys__"], b"[]")
+    assert read_names(tmp_path / "db", faults) == (sorted(names), b"[]")
     assert not faults
 
 
-def test_bins() -> None:
-    assert bins({7: 2}) == [(7, 7, 2)]
-    assert bins({3: 1, 5: 4}) == [(3, 3, 1), (4, 4, 0), (5, 5, 4)]
-    counts = {number: number for number in range(10, 101)}
-    gathered = bins(counts)
-    assert [first for first, *_ in gathered] == list(range(10, 101, 5))
-    assert sum(total for *_, total in gathered) == sum(counts.values())
+@pytest.mark.parametrize(
+    ("counts", "edges", "totals"),
+    [
+        ({7: 2}, [7, 8], [2]),
+        ({3: 1, 5: 4}, [3, 4, 5, 6], [1, 0, 4]),
+        (dict.fromkeys(range(10, 101), 2), range(10, 106, 5), [10] * 18 + [2]),
+    ],
+)
+def test_bins(counts: dict[int, int], edges: Sequence[int], totals: list[int]) -> None:
+    assert [array.tolist() for array in bins(counts)] == [list(edges), totals]

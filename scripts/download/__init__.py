@@ -1,1 +1,0 @@
-"""Fetching the published archives, with nothing but the standard library: it runs before anything is installed."""
