@@ -1,11 +1,10 @@
-"""scripts/download_itm.sh as users start it: what it leaves, what it refuses, and that it can be interrupted at any moment."""
+"""scripts/download_itm.sh: downloads from a web server that misbehaves, hostile archives, wrong input and interruptions."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
-import pty
 import random
 import re
 import shutil
@@ -13,30 +12,125 @@ import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from data.image_db import ImageDatabase
+from data.sources import download
 from data.sources.download import DATASETS
-from data.text_db import TextDatabase
+from scripts.download_itm import main
 from tests.conftest import BUNDLED
 from tests.processes import ROOT
-from tests.web import Fault, Site
 
-SCRIPT = ROOT / "scripts/download_itm.sh"
 BASE, LARGE = "pretrained/uniter-base.pt", "pretrained/uniter-large.pt"
 IMAGES, TEST, VAL = "img_db/flickr30k.tar", "txt_db/itm_flickr30k_test.db.tar", "txt_db/itm_flickr30k_val.db.tar"
 SUMS = "SHA256SUMS"
-FLICKR = DATASETS["flickr"]
-ADVICE = "; name a copy with --mirror URL, or a folder that has the file with --from DIR"
+ADVICE = "; name a copy with --mirror URL, or a folder that has the file with --from DIR\n"
 
 
-def noise(size: int, seed: int = 0) -> bytes:
-    return random.Random(seed).randbytes(size)
+class Fault(NamedTuple):
+    """What the server does wrong in response to one request."""
+
+    status: int = 0
+    sent: int | None = None  # bytes after which it closes the connection
+    stalls: bool = False  # instead of closing it
+    headers: dict[str, str | None] = {}  # noqa: RUF012  (None: absent)
+
+
+CUT, LATER, STALL = Fault(sent=10_000), "bytes=10000-", Fault(sent=8000, stalls=True)
+
+
+class Site(ThreadingHTTPServer):
+    """Serves ``files`` below /uniter; each GET uses up one of the ``faults`` of its path. A temporary folder, and a client."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.folder, self.storage, self.capsys = folder, folder / "the storage", capsys
+        self.mirror = ("flickr", "--mirror", f"http://127.0.0.1:{self.server_port}/uniter")
+        self.files = {path: random.Random(path).randbytes(30_000) for path in DATASETS["all"]}
+        for path in self.files:
+            if path.endswith(".tar"):
+                self.files[path] = archive(BUNDLED.image_db if path.startswith("img") else BUNDLED.text_db, Path(path).stem)
+        self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
+        self.headers: dict[str, str | None] = {}  # of all responses
+        self.requests: list[tuple[str, str, str | None]] = []  # method, path, range
+        self.released = threading.Event()  # ends stalls
+
+    def ranges(self, path: str) -> list[str | None]:
+        return [asked for method, name, asked in self.requests if (method, name) == ("GET", path)]
+
+    def fetch(self, *words: object, code: int = 0) -> str:
+        """Download, by default flickr from this site; return the output or the errors. A success leaves the whole tree."""
+        self.requests.clear()
+        words, ended = words or self.mirror, 0
+        try:
+            main([str(self.storage), *map(str, words)])
+        except SystemExit as error:
+            ended = error.code
+        output, errors = self.capsys.readouterr()
+        assert (ended, bool(errors)) == (code, bool(code)), errors
+        assert code or tree(self.storage) == self.tree(next((word for word in words if word in DATASETS), "all"))
+        return errors or output
+
+    def tree(self, dataset: str) -> dict[str, bytes | None]:
+        """Return the tree that a download leaves."""
+        folder = lay_out(self.folder / "expected", {path: self.files[path] for path in DATASETS[dataset]})
+        (folder / "finetune").mkdir()
+        for path in folder.rglob("*.tar"):
+            shutil.unpack_archive(path, path.parent, filter="data")
+        found = tree(folder)
+        shutil.rmtree(folder)
+        return found
+
+    def handle_error(self, *_: object) -> None:
+        """Clients may go away."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Site
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path, asked = self.path.split("/uniter/", 1)[-1], self.headers["Range"]  # a proxy is asked for the whole URL
+        self.server.requests.append((self.command, path, asked))
+        faults = self.server.faults[path] if self.command == "GET" else None
+        fault = faults.pop(0) if faults else Fault()
+        body = self.server.files.get(path, b"")
+        status = fault.status or (200 if body else 404)
+        headers = {"ETag": f'"{hashlib.md5(body).hexdigest()}"'} | self.server.headers
+        if status != 200:
+            body = b""
+        elif asked and not fault.status and self.headers["If-Range"] in (headers["ETag"], headers.get("Last-Modified")):
+            status, body = 206, body[int(asked.removeprefix("bytes=").removesuffix("-")) :]
+            headers["Content-Range"] = asked.replace("=", " ") + "999999/1000000"
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | headers | fault.headers).items():
+            if value is not None:
+                self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[: fault.sent])
+            self.server.released.wait(20 * fault.stalls)
+
+    do_HEAD = do_GET
+
+
+def archive(folder: Path, top: str, *others: tarfile.TarInfo) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(folder, top)
+        for member in others:
+            tar.addfile(member)
+    return buffer.getvalue()
 
 
 def lay_out(folder: Path, files: dict[str, bytes]) -> Path:
@@ -44,23 +138,6 @@ def lay_out(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(contents)
     return folder
-
-
-def archive_of(folder: Path, top: str) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        tar.add(folder, top)
-    return buffer.getvalue()
-
-
-def published(folder: Path) -> dict[str, bytes]:
-    """Return small stand-ins for all published files, made in ``folder``."""
-    files = {path: noise(30_000, number) for number, path in enumerate(DATASETS["all"])}
-    for path in files:
-        if path.endswith(".tar"):
-            members = {"data.mdb": files[path][:9000], "deep/nbb.json": b"{}", "empty": b""}
-            files[path] = archive_of(lay_out(folder / path, members), Path(path).stem)
-    return files
 
 
 def sums(files: dict[str, bytes]) -> bytes:
@@ -72,297 +149,234 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
-def expected(files: dict[str, bytes], dataset: str = "flickr") -> dict[str, bytes | None]:
-    """Return the tree that a download of ``files`` leaves."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = lay_out(Path(name), {path: files[path] for path in DATASETS[dataset]})
-        (folder / "finetune").mkdir()
-        for path in folder.rglob("*.tar"):
-            with tarfile.open(path) as tar:
-                tar.extractall(path.parent, filter="data")
-        return tree(folder)
-
-
-def partial(storage: Path, path: str) -> Path | None:
-    return next((storage / path).parent.glob(f".{Path(path).name}.*.partial"), None)
-
-
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Site]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("PYTHON", sys.executable)
-    with Site() as server:
-        server.files = published(tmp_path / "published")
+    monkeypatch.setattr(download, "PAUSE", 0)
+    monkeypatch.setattr(download, "STALL", "1")
+    with Site(tmp_path, capsys) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
+        server.released.set()
+        server.shutdown()
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Path:
-    return tmp_path / "the storage"
-
-
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    """Start the program. Ctrl-C reaches it even if these tests run where it is ignored, as under nohup."""
-    return subprocess.Popen(
-        ["bash", str(SCRIPT), *map(str, arguments)],
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd="/",
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[list[str], list[str]]:
-    """Return the sorted lines of output and errors."""
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == code, errors
-    return sorted(output.splitlines()), sorted(errors.splitlines())
-
-
-Fetch = Callable[..., list[str]]
-
-
-@pytest.fixture
-def fetch(site: Site, storage: Path) -> Fetch:
-    """Download flickr with these options, by default from the site; return the errors. A success leaves the whole tree."""
-
-    def call(*options: object, code: int = 0, **environment: str) -> list[str]:
-        site.requests.clear()
-        _, errors = finish(start(storage, "flickr", *(options or ("--mirror", site.url)), **environment), code)
-        assert all(line.startswith("error: ") for line in errors)
-        assert bool(errors) == bool(code)
-        assert code or tree(storage) == expected(site.files)
-        return [line for line in errors if not line.endswith(" of 6 files are missing")]
-
-    return call
-
-
-def test_the_published_tree(site: Site, storage: Path) -> None:
-    site.files[IMAGES] = archive_of(BUNDLED.image_db, "flickr30k")
-    site.files[TEST] = archive_of(BUNDLED.text_db, "itm_flickr30k_test.db")
-    site.files[SUMS] = sums(site.files)
-    site.faults[IMAGES].append(Fault(sent=70_000))
-    site.faults[TEST].append(Fault(500))
-    lines = [f"{storage / path}: fetched{' and unpacked' * path.endswith('.tar')}" for path in DATASETS["all"]]
-    assert finish(start(storage, "--mirror", site.url)) == (sorted(lines), [])
-    assert tree(storage) == expected(site.files, "all")
-    assert site.ranges(IMAGES) == [None, "bytes=70000-"]
-    assert list(TextDatabase(storage / "txt_db/itm_flickr30k_test.db").ids) == list(TextDatabase(BUNDLED.text_db).ids)
-    assert list(ImageDatabase(storage / "img_db/flickr30k").names()) == list(ImageDatabase(BUNDLED.image_db).names())
-
-    site.requests.clear()
-    (storage / IMAGES).unlink()  # an archive that was unpacked is not needed
-    before = {path: path.stat().st_mtime_ns for path in (storage, *storage.rglob("*"))}
-    assert finish(start(storage, "all", "--mirror", site.url, "--jobs", 2)) == ([f"{storage}: complete"], [])
-    assert finish(start(storage, "--from", "/", "coco")) == ([f"{storage}: complete"], [])
-    assert site.requests == []
-    assert before == {path: path.stat().st_mtime_ns for path in (storage, *storage.rglob("*"))}
-
-
-def test_one_dataset_through_a_proxy(site: Site, storage: Path) -> None:
-    proxy = site.url.removesuffix("/uniter")
-    finish(start(storage, "--mirror", "http://mirror.invalid/uniter/", "coco", "--jobs", 1, http_proxy=proxy))
-    assert tree(storage) == expected(site.files, "coco")
+def test_the_published_tree(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", site.mirror[-1].removesuffix("/uniter"))
+    site.fetch("--mirror", "http://mirror.invalid/uniter/", "coco", "--jobs", 1)
     assert {path for _, path, _ in site.requests} == {*DATASETS["coco"], SUMS}
+    site.files[SUMS] = sums(site.files)
+    lines = site.fetch(*site.mirror[1:]).splitlines()
+    new = set(DATASETS["flickr"]) - set(DATASETS["coco"])
+    assert set(lines) == {f"{site.storage / path}: fetched and unpacked" for path in new}
+    before = {path: path.stat().st_mtime_ns for path in (site.storage, *site.storage.rglob("*"))}
+    assert site.fetch("all", "--from", "/", "--jobs", 2) == f"{site.storage}: complete\n"
+    assert site.fetch(*site.mirror[1:], "all") == f"{site.storage}: complete\n"
+    assert site.requests == []
+    assert before == {path: path.stat().st_mtime_ns for path in (site.storage, *site.storage.rglob("*"))}
 
 
-def test_only_what_is_missing_is_requested(site: Site, storage: Path, fetch: Fetch) -> None:
-    missing = {path: site.files.pop(path) for path in (LARGE, TEST)}
-    lines = [f"error: {site.url}/{path}: The requested URL returned error: 404{ADVICE}" for path in missing]
-    assert fetch(code=2) == lines
-    assert set(FLICKR) & tree(storage).keys() == set(FLICKR) - set(missing)
-    site.files |= missing
-    for folder in storage.glob("txt_db/*.db"):
-        shutil.rmtree(folder)
-        folder.mkdir()
-    for path in (IMAGES, BASE):
-        (storage / path).with_name(f".{Path(path).name}.1.partial").write_bytes(
-            b"left by a call before the user supplied the rest"
-        )
-    fetch()
-    assert {path for _, path, _ in site.requests} == {*missing, SUMS}
+@pytest.mark.parametrize(
+    ("faults", "always", "ranges"),
+    [
+        ([CUT, *[Fault(sent=500)] * 9], {}, [None, *(f"bytes={n}-" for n in range(10_000, 14_501, 500))]),
+        ([Fault(503), CUT, *map(Fault, (503, 429, 500, 504))], {}, [None, None, *[LATER] * 5]),
+        ([Fault(302, headers={"Location": f"/uniter/{BASE}"}), CUT], {}, [None, None, LATER]),
+        *(([CUT, Fault(status)], {}, [None, LATER, None]) for status in (200, 206, 416)),
+        ([CUT], {"ETag": None, "Last-Modified": "Sun, 01 Sep 2019 12:00:00 GMT"}, [None, LATER]),
+        ([CUT], {"ETag": 'W/"1"'}, [None, None]),
+        ([Fault(sent=10_000, headers={"Content-Length": "10000"})], {}, [None, None]),
+        ([STALL], {}, [None, "bytes=8000-"]),
+    ],
+)
+def test_a_broken_download_is_resumed(site: Site, faults: list[Fault], always: dict[str, str], ranges: list[str]) -> None:
+    site.headers, site.faults[BASE] = always, faults.copy()
+    site.fetch()
+    assert site.ranges(BASE) == ranges
 
 
-def test_a_host_that_refuses_connections(storage: Path, fetch: Fetch) -> None:
-    url = "http://127.0.0.1:9/uniter"
-    for line, path in zip(fetch("--mirror", url, "--jobs", 9, code=2), sorted(FLICKR), strict=True):
-        assert line.startswith(f"error: {url}/{path}: Failed to connect to 127.0.0.1 port 9")
-        assert line.endswith(ADVICE)
-    assert not storage.exists()
+def test_what_was_received_is_kept_unless_the_file_changed(site: Site) -> None:
+    site.faults[BASE] = [Fault(sent=12_000), *[Fault(sent=0)] * 5]
+    assert "18000 bytes remaining to read, 6 tries in a row; rerun to resume, or name a copy" in site.fetch(code=2)
+    (file,) = site.storage.glob("pretrained/.*")
+    file.write_bytes(site.files[BASE])
+    site.fetch()
+    assert site.ranges(BASE) == []
+    (site.storage / BASE).unlink()
+    site.faults[BASE] = [CUT, Fault(404)]
+    assert f"/{BASE}: The requested URL returned error: 404{ADVICE}" in site.fetch(code=2)
+    site.files[BASE] = site.files[LARGE]
+    site.fetch()
+    assert site.ranges(BASE) == [None]
 
 
-def test_checksums(site: Site, storage: Path, fetch: Fetch) -> None:
-    site.files[SUMS] = b"<html>"
-    assert f"{site.url}/{SUMS}: not a list of SHA-256 and paths" in fetch(code=2)[0]
-    assert not storage.exists()
-    site.files[SUMS] = sums({f"./{path}": contents for path, contents in site.files.items() if path not in (LARGE, SUMS)})
-    right, site.files[BASE] = site.files[BASE], noise(30_000, 99)
-    digests = [hashlib.sha256(contents).hexdigest() for contents in (site.files[BASE], right)]
-    assert "{}/{}: its SHA-256 is {}, but SHA256SUMS says {}; rerun".format(site.url, BASE, *digests) in " ".join(fetch(code=2))
-    assert set(tree(storage / "pretrained")) == {"uniter-large.pt"}
-    site.files[BASE] = right
-    fetch()
+def test_only_what_is_missing_or_wrong_is_requested(site: Site) -> None:
+    right = site.files.copy()
+    files = {IMAGES: right[IMAGES][:3000], VAL: right[VAL], SUMS: sums({Path(VAL).name: b"not this"})}
+    folder = lay_out(site.folder / "here", files)
+    before = tree(folder)
+    errors = site.fetch("flickr", "--from", folder, code=2)
+    assert all(f"--from {folder}: has no {path}; add it, or name a --mirror URL too" in errors for path in (BASE, LARGE, TEST))
+    assert f"{folder / VAL}: its SHA-256" in errors
+    assert f"{site.storage / IMAGES}: damaged or unsafe archive" in errors
+    assert not site.storage.exists() or not any(tree(site.storage).values())
+    assert tree(folder) == before
 
+    lay_out(folder, {IMAGES: right[IMAGES], SUMS: b""})
+    site.files |= {BASE: right[LARGE], SUMS: sums({f"./{path}": right[path] for path in right if path != LARGE})}
+    del site.files[LARGE], site.files[TEST]
+    errors = site.fetch(*site.mirror, "--from", folder, code=2)
+    digests = [hashlib.sha256(right[path]).hexdigest() for path in (LARGE, BASE)]
+    assert "/{}: its SHA-256 is {}, but SHA256SUMS says {}; rerun".format(BASE, *digests) in errors
+    for path in (LARGE, TEST):
+        assert f"error: {site.mirror[-1]}/{path}: The requested URL returned error: 404{ADVICE}" in errors
+    assert errors.endswith(f"error: {site.storage}: 3 of 6 files are missing\n")
+    assert set(DATASETS["flickr"]) - tree(site.storage).keys() == {BASE, LARGE, TEST}
 
-def test_a_damaged_archive_is_removed_unless_the_user_put_it_there(site: Site, storage: Path, fetch: Fetch) -> None:
-    right, site.files[TEST] = site.files[TEST], site.files[VAL]
-    line = f"{storage / TEST}: damaged or unsafe archive: member 'itm_flickr30k_val.db' is not a file or folder below"
-    assert line in " ".join(errors := fetch(code=2))
-    assert "it was removed, rerun" in " ".join(errors)
-    assert "itm_flickr30k_test.db" not in " ".join(tree(storage))
-    (storage / TEST).write_bytes(right[:-10_000])
-    assert "remove it to have it downloaded" in " ".join(fetch(code=2))
-    (storage / TEST).unlink()
-    site.files[TEST] = right
-    fetch()
+    site.files |= right
+    shutil.rmtree(site.storage / "img_db/flickr30k")
+    (site.storage / TEST).with_suffix("").mkdir()
+    lay_out(site.storage, {"img_db/.flickr30k.partial/x": b"killed", "img_db/.flickr30k.tar.1.partial": b"stopped"})
+    site.fetch()
+    assert {path for _, path, _ in site.requests} == {BASE, LARGE, TEST, SUMS}
 
 
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("links", [True, False])
-def test_from_a_folder(site: Site, storage: Path, fetch: Fetch, tmp_path: Path, flat: bool, links: bool) -> None:
+def test_from_a_folder(site: Site, monkeypatch: pytest.MonkeyPatch, flat: bool, links: bool) -> None:
     files = {Path(path).name if flat else path: contents for path, contents in site.files.items()}
-    folder = lay_out(tmp_path / "elsewhere", files | {SUMS: sums(files)})
+    folder = lay_out(site.folder / "here", files | {SUMS: sums(files)})
+    file = folder / (Path(BASE).name if flat else BASE)
     if flat:
-        (tmp_path / "here").mkdir()
-        for path in folder.iterdir():
-            (tmp_path / "here" / path.name).symlink_to(f"../elsewhere/{path.name}")
+        file.rename(site.folder / "original")
+        file.symlink_to("../original")
     if not links:
-        (tmp_path / "sitecustomize.py").write_text("import os\ndef link(*_): raise OSError\nos.link = link")
-    fetch("--from", tmp_path / "here" if flat else folder, PYTHONPATH=str(tmp_path))
-    assert (folder / (Path(BASE).name if flat else BASE)).samefile(storage / BASE) == links
-    assert not (storage / BASE).is_symlink()
+        monkeypatch.setattr(os, "link", lambda *_: os.stat("/nowhere"))
+    site.fetch("flickr", "--from", folder)
+    assert file.samefile(site.storage / BASE) == links
+    assert not (site.storage / BASE).is_symlink()
     assert site.requests == []
 
 
-def test_a_folder_that_lacks_files_or_has_wrong_ones(site: Site, storage: Path, fetch: Fetch, tmp_path: Path) -> None:
-    some = {path: contents for path, contents in site.files.items() if path not in (LARGE, TEST)}
-    listed = sums({VAL: b"not this", Path(BASE).name: b"nor that"})
-    folder = lay_out(tmp_path / "here", some | {IMAGES: some[IMAGES][:3000], SUMS: listed})
-    before = tree(folder)
-    lines = fetch("--from", folder, code=2)
-    assert lines[:2] == [f"error: --from {folder}: has no {path}; add it, or name a --mirror URL too" for path in (LARGE, TEST)]
-    assert [line.split(" is ")[0] for line in lines[2:4]] == [f"error: {folder / path}: its SHA-256" for path in (BASE, VAL)]
-    assert lines[4].startswith(f"error: {storage / IMAGES}: damaged or unsafe archive")
-    assert not {TEST, LARGE, BASE, VAL, IMAGES, "finetune"} & tree(storage).keys()
-    assert tree(folder) == before
-    assert fetch("--from", tmp_path / "nowhere", code=2) == [f"error: --from {tmp_path / 'nowhere'}: no such folder"]
-    for path in (IMAGES, BASE, VAL):
-        (folder / path).unlink()
-    fetch("--from", folder, "--mirror", site.url)
-    assert {path for _, path, _ in site.requests} == {TEST, LARGE, IMAGES, BASE, VAL, SUMS}
+@pytest.mark.parametrize(
+    ("words", "headers", "message"),
+    [
+        ((), {"Content-Length": None}, "length unknown; expected a file; name a copy"),
+        ((), {"Content-Length": "0"}, "length 0; expected"),
+        ((), {"Content-Type": "text/html; charset=utf-8"}, f"/{BASE}: the server sends type text/html, "),
+        ((), {"Content-Length": f"{10**17}"}, "the storage: archives and what they hold need 1,000,000,000.0 GB"),
+        ((), {}, "/SHA256SUMS: not a list of SHA-256 and paths"),
+        (("--mirror", "http://127.0.0.1:9"), {}, f"http://127.0.0.1:9/{BASE}: Failed to connect to 127.0.0.1 port 9"),
+        (("--mirror", "ftp://host/x"), {}, "'ftp://host/x' is not an address that begins with http:// or https://"),
+        (("--mirror", "http://host/a b"), {}, "is not an address"),
+        (("--mirror", "http:///x"), {}, "is not an address"),
+        (("--from", "/nowhere"), {}, "--from /nowhere: no such folder"),
+        (("--jobs", "0"), {}, "--jobs 0: expected at least 1"),
+        (("--mirr", "http://host"), {}, "unrecognized arguments: --mirr"),
+    ],
+)
+def test_wrong_input(site: Site, words: tuple[str, ...], headers: dict[str, str | None], message: str) -> None:
+    site.headers, site.files[SUMS] = headers, b"<html>"
+    assert message in site.fetch(*words, code=2)
+    assert not site.storage.exists()
+    assert {path for method, path, _ in site.requests if method == "GET"} <= {SUMS}
 
 
-def test_too_little_space(site: Site, storage: Path, fetch: Fetch) -> None:
-    site.always = Fault(headers={"Content-Length": f"{10**17}"})
-    (line,) = fetch(code=2)
-    assert line.startswith(f"error: {storage}: archives and what they hold need 1,000,000,000.0 GB, but only ")
-    assert not storage.exists()
-    assert not any(method == "GET" for method, _, _ in site.requests)
-
-
-def test_output_that_nobody_reads(site: Site, storage: Path) -> None:
-    process = start(storage, "flickr", "--mirror", site.url)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.wait(20) == 128 + signal.SIGPIPE
-
-
-def test_a_disk_that_refuses(storage: Path, fetch: Fetch) -> None:
-    lay_out(storage, {"txt_db": b"a file of the user"})
-    assert fetch(code=2) == [f"error: {storage}/txt_db: File exists; fix this and rerun, downloads are kept"]
-
-
-def wait_for(storage: Path, path: str) -> None:
-    """Wait until 8000 bytes of a download have arrived."""
-    deadline = time.monotonic() + 10
-    while (file := partial(storage, path)) is None or file.stat().st_size < 8000:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_ended_while_downloading(site: Site, storage: Path, fetch: Fetch, number: int, code: int) -> None:
-    """One call at a time; after SIGKILL curl continues, and excludes others until it ends."""
-    site.faults[IMAGES].append(Fault(sent=8000, stalls=True))
-    process = start(storage, "flickr", "--mirror", site.url)
-    wait_for(storage, IMAGES)
-    busy = [f"error: {storage}: another download, or a curl that it left, is running; wait for it or stop it"]
-    assert fetch(code=2) == busy
-    process.send_signal(number)
-    assert finish(process, code)[1] == [f"interrupted by {signal.Signals(number).name}"] * (code > 0)
-    if code < 0:
-        assert fetch(code=2) == busy
-        site.released.set()
-        time.sleep(0.5)
-    file = partial(storage, IMAGES)
-    assert file is not None
-    assert file.stat().st_size == 8000
-    fetch()
-    assert site.ranges(IMAGES) == ["bytes=8000-"]
-
-
-SIGNALLING = """
-import os, signal, sys
-def hook(event, arguments):
-    if event == "open" and ".flickr30k.partial/data.mdb" in str(arguments[0]):
-        os.kill(os.getpid(), signal.Signals[os.environ["KILL"]])
-sys.addaudithook(hook)
-"""
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143)])
-def test_ended_while_unpacking(site: Site, storage: Path, fetch: Fetch, tmp_path: Path, name: str, code: int) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SIGNALLING)
-    _, errors = finish(start(storage, "flickr", "--mirror", site.url, PYTHONPATH=str(tmp_path), KILL=name), code)
-    assert errors == [f"interrupted by {name}"] * (code > 0)
-    assert not (storage / "img_db/flickr30k").exists()
-    fetch()
-    assert site.ranges(IMAGES) == []
-
-
-def test_a_status_line(site: Site, storage: Path) -> None:
-    site.faults[IMAGES].append(Fault(sent=8000, stalls=True))
-    screen, terminal = pty.openpty()
-    process = subprocess.Popen(["bash", SCRIPT, storage, "flickr", "--mirror", site.url], stderr=terminal)
-    os.close(terminal)
-    seen = b""
-    while not re.search(rb"\r[1-9][\d.]+% of 0\.0 GB\x1b\[K", seen):
-        seen += os.read(screen, 1000)
-    site.released.set()
-    assert process.wait(10) == 0
-    os.close(screen)
+def test_what_a_machine_lacks(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(site.storage, {"txt_db": b"a file of the user"})
+    assert site.fetch(code=2) == f"error: {site.storage}/txt_db: File exists; fix this and rerun, downloads are kept\n"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert site.fetch(code=2) == "error: curl: no such program; install the package curl\n"
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert "this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer" in site.fetch(code=2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "kind", "target", "message"),
     [
-        ([], "the following arguments are required: STORAGE"),
-        (["s", "flickr30k"], "invalid choice: 'flickr30k'"),
-        (["s", "--mirror", "ftp://host/x"], "'ftp://host/x' is not an address that begins with http:// or https://"),
-        (["s", "--mirror", "http://host/a b"], "is not an address"),
-        (["s", "--mirror", "http:///x"], "is not an address"),
-        (["s", "--jobs", "0"], "--jobs 0: expected at least 1"),
-        (["s", "--mirr", "http://host"], "unrecognized arguments: --mirr"),
-        ([SCRIPT], "File exists"),
+        ("../evil", tarfile.REGTYPE, "", "member '../evil' is not a file or folder below itm_flickr30k_test.db/"),
+        ("itm_flickr30k_test.db/../../../evil", tarfile.REGTYPE, "", "would be extracted to"),
+        ("/tmp/evil", tarfile.REGTYPE, "", "'/tmp/evil' is not"),
+        ("itm_flickr30k_test.db_/x", tarfile.REGTYPE, "", "_/x' is not"),
+        ("itm_flickr30k_test.db/x", tarfile.SYMTYPE, "/etc", "/x' is not"),
+        ("itm_flickr30k_test.db/x", tarfile.LNKTYPE, "itm_flickr30k_test.db/meta.json", "/x' is not"),
+        ("itm_flickr30k_test.db/x", tarfile.CHRTYPE, "", "/x' is not"),
+        ("itm_flickr30k_test.db/x", tarfile.FIFOTYPE, "", "/x' is not"),
     ],
 )
-def test_usage(arguments: list[str], message: str) -> None:
-    _, errors = finish(start(*arguments), 2)
-    assert any(message in line for line in errors)
-    assert not Path("/s").exists()
+def test_hostile_archives(site: Site, name: str, kind: bytes, target: str, message: str) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    right, site.files[TEST] = site.files[TEST], archive(BUNDLED.text_db, "itm_flickr30k_test.db", member)
+    errors = site.fetch(code=2)
+    assert re.search(f"{TEST}: damaged or unsafe archive: .*{message}.*; it was removed, rerun or name a copy", errors)
+    assert "test.db" not in " ".join(tree(site.storage))
+    assert not (site.folder / "evil").exists()
+    assert not Path("/tmp/evil").exists()
+    lay_out(site.storage, {TEST: site.files[TEST]})
+    assert "; remove it to have it downloaded" in site.fetch(code=2)
+    (site.storage / TEST).unlink()
+    site.files[TEST] = right
+    site.fetch()
 
 
-def test_nothing_has_to_be_installed_but_curl(site: Site, storage: Path, tmp_path: Path) -> None:
+def test_an_archive_truncated_anywhere(tmp_path: Path) -> None:
+    source = lay_out(tmp_path / "source", dict.fromkeys(("a", "last", "x" * 90 + "/" + "y" * 150), b"x" * 700))
+    whole = archive(source, "./top")
+    end = -(-len(whole.rstrip(b"\0")) // 512) * 512 + 1024  # without padding
+    for cut in (block + more for block in range(0, end, 512) for more in (0, 1, 300)):
+        file = lay_out(tmp_path / "in", {"top.tar": whole[:cut]}) / "top.tar"
+        with pytest.raises(tarfile.TarError):
+            download.unpack(file, file.with_suffix(""))
+        assert list(file.parent.iterdir()) == [file]
+    file.write_bytes(whole[:end])
+    download.unpack(file, file.with_suffix(""))
+    assert tree(file.with_suffix("")) == tree(source)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_ended_while_downloading(site: Site, number: int, code: int) -> None:
+    """One call at a time; after SIGKILL curl continues, and excludes others until it ends."""
+    site.faults[IMAGES] = [STALL]
+    command = ["bash", str(ROOT / "scripts/download_itm.sh"), str(site.storage), *site.mirror]
+    allow = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # nohup and the like ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=allow)
+    deadline = time.monotonic() + 20
+    while [file.stat().st_size for file in site.storage.glob("img_db/.*")] != [8000]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    busy = f"error: {site.storage}: another download, or a curl that it left, is running; wait for it or stop it\n"
+    assert site.fetch(code=2) == busy
+    process.send_signal(number)
+    errors = process.communicate(timeout=30)[1]
+    assert (process.returncode, errors) == (code, f"interrupted by {signal.Signals(number).name}\n" * (code > 0))
+    if code < 0:
+        assert site.fetch(code=2) == busy
+        site.released.set()
+        time.sleep(0.5)
+    site.fetch()
+    assert site.ranges(IMAGES) == ["bytes=8000-"]
+
+
+def test_ended_while_unpacking(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "makefile", lambda *_: signal.raise_signal(signal.SIGTERM))
+        assert site.fetch(code=143) == "interrupted by SIGTERM\n"
+    assert not any(site.storage.glob("*_db/*/"))
+    site.fetch()
+
+
+def test_a_status_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    main([str(site.storage), *site.mirror])
+    assert re.search(r"^[1-9][\d.]*% of 0\.0 GB\x1b\[K\r", site.capsys.readouterr().err)
+
+
+def test_nothing_has_to_be_installed_nor_to_read_the_output(site: Site) -> None:
     code = "import sys; sys.path[0] = sys.argv.pop(1); from scripts.download_itm import main; main()"
-    words = [sys.executable, "-S", "-c", code, str(ROOT), str(storage), "flickr", "--mirror", site.url]
-    subprocess.run(words, check=True, cwd=tmp_path)
-    assert tree(storage) == expected(site.files)
-    words[5] = "new"
-    done = subprocess.run(words, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "error: curl: no such program; install the package curl\n")
-    words[3] = f"import tarfile; del tarfile.data_filter; {code}"
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.stderr.startswith("error: this Python cannot unpack archives safely; install 3.10.12, 3.11.4 or newer")
-    assert not (tmp_path / "new").exists()
+    command = [sys.executable, "-S", "-c", code, ROOT, site.storage, *site.mirror]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
