@@ -6,9 +6,10 @@ import gc
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,24 +36,21 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def timing(seconds: dict[str, float], name: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Wrap ``function`` to add the seconds it takes, the work it gives to ``device`` included, to ``seconds[name]``."""
-
-    def call(*arguments: Any) -> Any:
-        _synchronize(device)
-        started = time.perf_counter()
-        result = function(*arguments)
-        _synchronize(device)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
-        return result
-
-    return call
+@contextmanager
+def timing(seconds: Counter[str], name: str, device: torch.device = CPU) -> Iterator[None]:
+    """Add the seconds within the context, the work given to ``device`` included, to ``seconds[name]``; also a decorator."""
+    _synchronize(device)
+    started = time.perf_counter()
+    yield
+    _synchronize(device)
+    seconds[name] += time.perf_counter() - started
 
 
 def seconds_of(work: Callable[[], object], device: torch.device = CPU) -> float:
     """Return the seconds that ``work`` takes, the work it gives to ``device`` included."""
-    seconds: dict[str, float] = {}
-    timing(seconds, "", work, device)()
+    seconds: Counter[str] = Counter()
+    with timing(seconds, "", device):
+        work()
     return seconds[""]
 
 

@@ -34,8 +34,7 @@ Turns = list[Measured]
 
 def measure(part: str, *settings: Any) -> Measured:
     """Measure ``part``, a method of ``Bench`` with these ``settings``; meant for a new process."""
-    found: Measured = getattr(Bench(*settings), part)()
-    return found
+    return getattr(Bench(*settings), part)()
 
 
 def compare(options: argparse.Namespace, model: str) -> dict[str, dict[str, Turns]]:
@@ -62,36 +61,25 @@ def best(turns: Turns, name: str) -> float:
 
 
 def table(model: str, found: dict[str, dict[str, Turns]]) -> str:
-    """Format a line per part and run, with ratios to the reference and the share of the peak."""
+    """Format the best of each number, with its ratio to the reference and its share of the peak."""
     lines = [f"UNITER-{model}"]
-    peaks = {name: best(turns, "flops") for name, turns in found.get("matmul", {}).items()}
-    for part, by_name in found.items():
-        for name, turns in by_name.items():
-            others = by_name.get("reference", []) if name != "reference" else []
-            lines.append(f"  {part:<11}{name:<10}" + line(turns, others, peaks.get(name) if part != "matmul" else None))
-            for key, value in turns[0].items():
-                if isinstance(value, dict):
-                    nested = [[turn[key] for turn in side] for side in (turns, others)]
-                    lines.append(f"    {key}:" + line(*nested, None))
+    for part, runs in found.items():
+        for name, turns in runs.items():
+            lines.append(f"  {part}, {name}")
+            for key in turns[0]:
+                value = best(turns, key)
+                digits = 0 if value >= 1000 else 2
+                if key == "flops":
+                    text = f"{value / 1e12:.3f} TFLOP/s"
+                    if part != "matmul" and name in found.get("matmul", {}):
+                        text += f" ({value / best(found['matmul'][name], key):.0%} of the peak)"
+                else:
+                    text = f"{value / 1e6:,.0f} MB" if key.endswith("bytes") else f"{value:,.{digits}f}"
+                    if name != "reference" and "reference" in runs and key in runs["reference"][0]:
+                        other = best(runs["reference"], key)
+                        text += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
+                lines.append(f"    {key.removesuffix(' bytes')}: {text}")
     return "\n".join(lines)
-
-
-def line(turns: Turns, others: Turns, peak: float | None) -> str:
-    """Format the best of each number in ``turns``, with its ratio to the best of ``others`` and the share of ``peak``."""
-    words = ""
-    for key in (key for key, value in turns[0].items() if not isinstance(value, dict)):
-        value = best(turns, key)
-        if key == "flops":
-            words += f"  {value / 1e12:.3f} TFLOP/s" + (f" ({value / peak:.0%} of the peak)" if peak else "")
-            continue
-        if key.endswith("bytes"):
-            words += f"  {key.removesuffix('bytes')}{value / 1e6:,.0f} MB"
-        else:
-            words += f"  {key} {value:,.{0 if value >= 1000 else 2}f}"
-        if others and key in others[0]:
-            other = best(others, key)
-            words += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
-    return words
 
 
 @one_line_errors
@@ -105,9 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=400, help="candidates per half, and images in the database")
     parser.add_argument("--texts", type=int, default=1, help="texts scored in evaluation, each against all images")
-    parser.add_argument("--halves", type=int, default=10, help="text-anchored halves that the loader collates")
-    parser.add_argument("--n_workers", type=int, default=2, help="loader workers of the program")
-    parser.add_argument("--checkpointing", action="store_true", help="run the program's micro-step with gradient checkpointing")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import benchmarks.measures
 import benchmarks.run
 from benchmarks.machine import in_new_process
 from benchmarks.reference import Reference, read
@@ -95,7 +96,8 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         return measured[-1]
 
     monkeypatch.setattr(benchmarks.run, "in_new_process", measure)
-    small = "--models tiny --precisions fp32 --turns 1 --candidates 33 --texts 2 --halves 2 --n_workers 0"
+    monkeypatch.setattr(benchmarks.measures, "HALVES", 2)
+    small = "--models tiny --precisions fp32 --turns 1 --candidates 33 --texts 2"
     parts = ["--parts", "loader", "evaluation", "micro_step"]
     benchmarks.run.main([*small.split(), *parts, "--json", str(tmp_path / "found.json")])
     printed = capsys.readouterr().out
@@ -106,6 +108,7 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         ratio = found[part]["fp32"][0][name] / found[part]["reference"][0][name]
         assert f"({ratio:.2f}x)" in printed
     step = found["micro_step"]["fp32"][0]
-    halves = [step[f"{anchor}-anchored half"] for anchor in ("image", "text")]
-    seconds = sum(half[name] for half in halves for name in ("mining", "hard pass", "backward"))
+    seconds = sum(
+        step[f"{anchor}-anchored {name}"] for anchor in ("image", "text") for name in ("mining", "hard pass", "backward")
+    )
     assert seconds + step["optimizer"] == pytest.approx(step["seconds"])
