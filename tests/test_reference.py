@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import benchmarks.measures
 import benchmarks.run
 from benchmarks.machine import in_new_process
 from benchmarks.reference import Reference, read
@@ -96,7 +95,7 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         return measured[-1]
 
     monkeypatch.setattr(benchmarks.run, "in_new_process", measure)
-    monkeypatch.setattr(benchmarks.measures, "HALVES", 2)
+    monkeypatch.setattr(benchmarks.run, "HALVES", 2)
     small = "--models tiny --precisions fp32 --turns 1 --candidates 33 --texts 2"
     parts = ["--parts", "loader", "evaluation", "micro_step"]
     benchmarks.run.main([*small.split(), *parts, "--json", str(tmp_path / "found.json")])
