@@ -42,7 +42,9 @@ def convert(program: str, *options: object, output: Path) -> tuple[float, str, i
     """Run one of ``scripts/``; return its seconds, start included, the peak memory of its first process, and bytes written."""
     command = [sys.executable, "-c", PROGRAM, ROOT / "scripts" / program, *options, "--output", output]
     started = time.perf_counter()
-    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{program} failed")
     seconds = time.perf_counter() - started
     size = sum(path.stat().st_size for path in output.rglob("data.mdb"))
     shutil.rmtree(output)
@@ -67,17 +69,17 @@ def write_sources(folder: Path, count: int) -> dict[str, Path]:
     """Write the same images as compressed and plain ``.npz`` and, without class scores, as bottom-up-attention's TSV."""
     rng = np.random.default_rng(0)
     sources = {name: folder / name for name in ("compressed .npz", "plain .npz", "TSV")}
-    for name in ("compressed .npz", "plain .npz"):
-        sources[name].mkdir()
-    with open(sources["TSV"], "wb") as table:
+    compressed, plain, table = sources.values()
+    compressed.mkdir()
+    plain.mkdir()
+    with open(table, "w") as rows:
         for number in range(count):
             arrays = random_regions(rng, WIDTH)
-            np.savez_compressed(sources["compressed .npz"] / image_name(number), **arrays)
-            np.savez(sources["plain .npz"] / image_name(number), **arrays)
+            np.savez_compressed(compressed / image_name(number), **arrays)
+            np.savez(plain / image_name(number), **arrays)
             boxes, features = (arrays[name].astype("<f4") for name in ("norm_bb", "features"))
-            encoded = [base64.b64encode(array.tobytes()) for array in (boxes[:, :4] * SIDE, features)]
-            head = [str(value).encode() for value in (number, SIDE, SIDE, len(features))]
-            table.write(b"\t".join([*head, *encoded]) + b"\n")
+            encoded = [base64.b64encode(array.tobytes()).decode() for array in (boxes[:, :4] * SIDE, features)]
+            print(number, SIDE, SIDE, len(features), *encoded, sep="\t", file=rows)
     return sources
 
 
@@ -94,27 +96,16 @@ def unpack(source: Path) -> None:
 
 def write(path: Path, size: int) -> None:
     """Write ``size`` bytes, rounded down to MiB, to the disk."""
-    block = os.urandom(1 << 20)
     with open(path, "wb") as file:
-        file.writelines(itertools.repeat(block, size >> 20))
+        file.writelines(itertools.repeat(os.urandom(1 << 20), size >> 20))
         os.fsync(file.fileno())
-
-
-def measure_captions(folder: Path, count: int, processes: list[int]) -> None:
-    """Convert captions to text databases and print a line for each number of processes."""
-    source = folder / "dataset_random.json"
-    write_captions(source, count)
-    for nproc in processes:
-        options = ["--annotations", source, "--split", "train", "--nproc", nproc]
-        seconds, memory, _ = convert("create_txtdb.py", *options, output=folder / "texts.db")
-        print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory}")
 
 
 def measure_images(folder: Path, count: int, processes: list[int]) -> None:
     """Convert each source to plain and to compressed image databases and print a line for each number of processes."""
-    sources, rng = write_sources(folder, count), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     packing = seconds_of(lambda: [write_npz(random_regions(rng, WIDTH)) for _ in range(20)]) * count / 20
-    for name, source in sources.items():
+    for name, source in write_sources(folder, count).items():
         unpack(source)  # brings what fits there into the page cache, for both
         unpacking = seconds_of(lambda source=source: unpack(source))
         for flags, nproc in itertools.product(([], ["--compress"]), processes):
@@ -136,7 +127,12 @@ def main() -> None:
     parser.add_argument("--nproc", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure_captions(Path(folder), options.captions, options.nproc)
+        source, count = Path(folder, "dataset_random.json"), options.captions
+        write_captions(source, count)
+        for nproc in options.nproc:
+            flags = ["--annotations", source, "--split", "train", "--nproc", nproc]
+            seconds, memory, _ = convert("create_txtdb.py", *flags, output=Path(folder, "texts.db"))
+            print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory}")
         measure_images(Path(folder), options.images, options.nproc)
     print(f"on {describe(CPU)}, {provenance()['machine']}")
 

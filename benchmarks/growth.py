@@ -31,9 +31,12 @@ from model.config import UniterConfig
 from utils.distributed import SingleProcess
 from utils.provenance import ROOT, provenance
 
-SLICES, MATRICES = [(200, 200), (400, 400), (1000, 400)], [(5000, 1000), (25000, 5000)]  # texts, images
-TEXTS = [100_000, 1_000_000]
 NARROW = UniterConfig(img_dim=8)
+
+
+def write_slice(folder: Path, texts: int, images: int) -> None:
+    """Write a slice of a split."""
+    write_data(folder, UniterConfig(), images, texts)
 
 
 def evaluation(folder: Path) -> str:
@@ -54,19 +57,20 @@ def evaluation(folder: Path) -> str:
     )
 
 
-def recall(folder: Path, texts: int, images: int) -> str:
-    """Compute recall from random scores in a file."""
-    path, rng = folder / "scores.npy", np.random.default_rng(0)
-    scores = np.lib.format.open_memmap(path, "w+", np.float32, (texts, images))
-    for row in scores:
-        row[:] = rng.random(images, np.float32)
-    scores.flush()
-    del scores
+def write_scores(folder: Path, texts: int, images: int) -> None:
+    """Write a matrix of random scores."""
+    np.save(folder / "scores.npy", np.random.default_rng(0).random((texts, images), np.float32))
+
+
+def recall(folder: Path) -> str:
+    """Compute recall from the scores in the file."""
+    scores = np.load(folder / "scores.npy", mmap_mode="r")
+    texts, images = scores.shape
     before = start_memory_peak(CPU)
-    seconds = seconds_of(lambda: recalls(ranks(np.load(path, mmap_mode="r"), np.arange(texts) % images)))
+    seconds = seconds_of(lambda: recalls(ranks(scores, np.arange(texts) % images)))
     return (
         f"recalls of {texts:,} x {images:,}: {seconds:.1f} s; {(memory_peak(CPU) - before) / 1e6:.0f} MB, "
-        f"including pages of the file, which has {4 * texts * images / 1e6:.0f} MB"
+        f"including pages of the file, which has {scores.nbytes / 1e6:.0f} MB"
     )
 
 
@@ -109,17 +113,15 @@ def _private_megabytes(process: str) -> float:
 def main() -> None:
     """Measure and print."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    for texts, images in SLICES:
-        with tempfile.TemporaryDirectory() as folder:
-            write_data(Path(folder), UniterConfig(), images, texts)
-            print(in_new_process(evaluation, Path(folder)))
-    for texts, images in MATRICES:
-        with tempfile.TemporaryDirectory() as folder:
-            print(recall(Path(folder), texts, images))
-    for texts in TEXTS:
-        with tempfile.TemporaryDirectory() as folder:
-            write_many(Path(folder), texts)
-            print(in_new_process(opening, Path(folder)))
+    for write, measure, sizes in (
+        (write_slice, evaluation, [(200, 200), (400, 400), (1000, 400)]),  # texts, images
+        (write_scores, recall, [(5000, 1000), (25000, 5000)]),
+        (write_many, opening, [(100_000,), (1_000_000,)]),
+    ):
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), *size)
+                print(in_new_process(measure, Path(folder)), flush=True)
     print(json.dumps(provenance()))
 
 

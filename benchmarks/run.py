@@ -147,7 +147,7 @@ class Bench:
             model.eval()(batch, self.compute).scores.tolist()
 
     def _half(self, trainer: Trainer, anchor: Anchor, candidates: int, timed: Timed) -> None:
-        """Run one half of so many candidates; reading it is not timed, since workers read ahead."""
+        """Run one half with ``candidates`` candidates; reading it is not timed, since workers read ahead."""
         dataset = HardNegativeDataset([self.split], negative_size=candidates - 1, micro_steps=1)
         if self.reference:
             reference, modality = Reference(trainer.model), "V" if anchor == "image" else "L"

@@ -39,19 +39,13 @@ NEGATIVES = 399
 def measure(options: argparse.Namespace, group: ProcessGroup) -> dict[str, Any]:
     """Return the seconds of the updates on this rank, the share of averaging in them, and what a message takes alone."""
     config = UniterConfig.from_json(options.model_config)
-    compute = compute_settings(config, NEGATIVES + 1)
-    trainer = Trainer(random_model(config), train_options(NEGATIVES, options.micro_steps), compute, group)
+    settings = train_options(NEGATIVES, options.micro_steps), compute_settings(config, NEGATIVES + 1)
+    trainer = Trainer(random_model(config), *settings, group)
     average, communication = group.average, Counter[str]()
     group.average = timing(communication, "")(average)
     with open_split(options.output.parent, config) as split:
-        dataset = HardNegativeDataset(
-            [split],
-            negative_size=NEGATIVES,
-            micro_steps=options.micro_steps * (1 + options.updates),
-            rank=group.rank,
-            world_size=group.world_size,
-        )
-        halves = Loader(CPU)(dataset)
+        steps, share = options.micro_steps * (1 + options.updates), {"rank": group.rank, "world_size": group.world_size}
+        halves = Loader(CPU)(HardNegativeDataset([split], negative_size=NEGATIVES, micro_steps=steps, **share))
         trainer.update(halves, 0)  # the first one allocates
         communication.clear()
         updates = [seconds_of(lambda number=number: trainer.update(halves, number)) for number in range(1, 1 + options.updates)]
