@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import shutil
@@ -37,14 +38,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))"""
 
 
-def convert(program: str, *arguments: object) -> tuple[float, str]:
-    """Run one of ``scripts/``; return its seconds, start included, and the peak memory of its first process (on Linux)."""
-    command = [sys.executable, "-c", PROGRAM, str(ROOT / "scripts" / program), *map(str, arguments)]
+def convert(program: str, *options: object, output: Path) -> tuple[float, str, int]:
+    """Run one of ``scripts/``; return its seconds, start included, the peak memory of its first process, and bytes written."""
+    command = [sys.executable, "-c", PROGRAM, ROOT / "scripts" / program, *options, "--output", output]
     started = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(f"{program} failed")
-    return time.perf_counter() - started, f"{int(done.stdout.split()[-1]) / 1000:,.0f} MB"
+    seconds = time.perf_counter() - started
+    size = sum(path.stat().st_size for path in output.rglob("data.mdb"))
+    shutil.rmtree(output)
+    return seconds, f"{int(done.stdout.split()[-1]) / 1000:,.0f} MB", size
 
 
 def write_captions(path: Path, count: int) -> None:
@@ -65,17 +69,17 @@ def write_sources(folder: Path, count: int) -> dict[str, Path]:
     """Write the same images as compressed and plain ``.npz`` and, without class scores, as bottom-up-attention's TSV."""
     rng = np.random.default_rng(0)
     sources = {name: folder / name for name in ("compressed .npz", "plain .npz", "TSV")}
-    for name in ("compressed .npz", "plain .npz"):
-        sources[name].mkdir()
-    with open(sources["TSV"], "wb") as table:
+    compressed, plain, table = sources.values()
+    compressed.mkdir()
+    plain.mkdir()
+    with open(table, "w") as rows:
         for number in range(count):
             arrays = random_regions(rng, WIDTH)
-            np.savez_compressed(sources["compressed .npz"] / image_name(number), **arrays)
-            np.savez(sources["plain .npz"] / image_name(number), **arrays)
+            np.savez_compressed(compressed / image_name(number), **arrays)
+            np.savez(plain / image_name(number), **arrays)
             boxes, features = (arrays[name].astype("<f4") for name in ("norm_bb", "features"))
-            encoded = [base64.b64encode(array.tobytes()) for array in (boxes[:, :4] * SIDE, features)]
-            head = [str(value).encode() for value in (number, SIDE, SIDE, len(features))]
-            table.write(b"\t".join([*head, *encoded]) + b"\n")
+            encoded = [base64.b64encode(array.tobytes()).decode() for array in (boxes[:, :4] * SIDE, features)]
+            print(number, SIDE, SIDE, len(features), *encoded, sep="\t", file=rows)
     return sources
 
 
@@ -84,56 +88,35 @@ def unpack(source: Path) -> None:
     if source.is_dir():
         for path in source.iterdir():
             read_members(path.read_bytes(), ("features", "norm_bb", "conf", "soft_labels"))
-        return
-    with open(source, "rb") as table:
-        for row in table:
-            for field in row.split(b"\t")[4:]:
+    else:
+        with open(source, "rb") as table:
+            for field in (field for row in table for field in row.split(b"\t")[4:]):
                 base64.b64decode(field.strip(), validate=True)
 
 
 def write(path: Path, size: int) -> None:
     """Write ``size`` bytes, rounded down to MiB, to the disk."""
-    block = os.urandom(1 << 20)
     with open(path, "wb") as file:
-        for _ in range(size >> 20):
-            file.write(block)
+        file.writelines(itertools.repeat(os.urandom(1 << 20), size >> 20))
         os.fsync(file.fileno())
-    path.unlink()
-
-
-def measure_captions(folder: Path, count: int, processes: list[int]) -> None:
-    """Convert captions to text databases and print a line for each number of processes."""
-    source, output = folder / "dataset_random.json", folder / "texts.db"
-    write_captions(source, count)
-    for nproc in processes:
-        options = ["--annotations", source, "--split", "train", "--output", output, "--nproc", nproc]
-        seconds, memory = convert("create_txtdb.py", *options)
-        print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory}")
-        shutil.rmtree(output)
 
 
 def measure_images(folder: Path, count: int, processes: list[int]) -> None:
     """Convert each source to plain and to compressed image databases and print a line for each number of processes."""
-    sources, output = write_sources(folder, count), folder / "images"
     rng = np.random.default_rng(0)
     packing = seconds_of(lambda: [write_npz(random_regions(rng, WIDTH)) for _ in range(20)]) * count / 20
-    for name, source in sources.items():
+    for name, source in write_sources(folder, count).items():
         unpack(source)  # brings what fits there into the page cache, for both
         unpacking = seconds_of(lambda source=source: unpack(source))
-        for flags in ([], ["--compress"]):
-            for nproc in processes:
-                options = ["--img_dir" if source.is_dir() else "--tsv", source, "--output", output, *flags, "--nproc", nproc]
-                seconds, memory = convert("convert_imgdir.py", *options)
-                size = sum(path.stat().st_size for path in output.rglob("data.mdb"))
-                shutil.rmtree(output)
-                bounds = {"unpacking": unpacking / nproc, "disk": seconds_of(lambda size=size: write(folder / "block", size))}
-                if flags:
-                    bounds["packing"] = packing / nproc
-                print(
-                    f"{count:,} images, {name}{' to compressed' if flags else ''}, {nproc} processes: {seconds:.1f} s, "
-                    f"{count / seconds:,.0f} images/s, {size / seconds / 1e6:,.0f} MB/s, {memory}; "
-                    + ", ".join(f"{bound} {value:.1f} s" for bound, value in bounds.items())
-                )
+        for flags, nproc in itertools.product(([], ["--compress"]), processes):
+            options = ["--img_dir" if source.is_dir() else "--tsv", source, *flags, "--nproc", nproc]
+            seconds, memory, size = convert("convert_imgdir.py", *options, output=folder / "images")
+            disk = seconds_of(lambda size=size: write(folder / "block", size))
+            print(
+                f"{count:,} images, {name}{' to compressed' if flags else ''}, {nproc} processes: {seconds:.1f} s, "
+                f"{count / seconds:,.0f} images/s, {size / seconds / 1e6:,.0f} MB/s, {memory}; unpacking "
+                f"{unpacking / nproc:.1f} s, disk {disk:.1f} s" + (f", packing {packing / nproc:.1f} s" if flags else "")
+            )
 
 
 def main() -> None:
@@ -142,10 +125,14 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=200_000)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--nproc", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--folder", type=Path, help="where to write; default: the system's folder for temporary files")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        measure_captions(Path(folder), options.captions, options.nproc)
+    with tempfile.TemporaryDirectory() as folder:
+        source, count = Path(folder, "dataset_random.json"), options.captions
+        write_captions(source, count)
+        for nproc in options.nproc:
+            flags = ["--annotations", source, "--split", "train", "--nproc", nproc]
+            seconds, memory, _ = convert("create_txtdb.py", *flags, output=Path(folder, "texts.db"))
+            print(f"{count:,} captions, {nproc} processes: {seconds:.1f} s, {count / seconds:,.0f} captions/s, {memory}")
         measure_images(Path(folder), options.images, options.nproc)
     print(f"on {describe(CPU)}, {provenance()['machine']}")
 

@@ -14,9 +14,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -36,34 +34,44 @@ from utils.provenance import ROOT, provenance
 NARROW = UniterConfig(img_dim=8)
 
 
-def evaluation(folder: Path) -> dict[str, float]:
-    """Score everything in ``folder`` and compute recall; return the seconds of scoring and the peak in additional bytes."""
+def write_slice(folder: Path, texts: int, images: int) -> None:
+    """Write a slice of a split."""
+    write_data(folder, UniterConfig(), images, texts)
+
+
+def evaluation(folder: Path) -> str:
+    """Score everything in ``folder`` and compute recall."""
     config = UniterConfig.from_json(ROOT / "config/uniter-tiny.json")
     model, compute = random_model(config), compute_settings(config, pairs=400)
     with open_split(folder, config) as split:
         shape = len(split.text_db), len(split.image_names)
         before = start_memory_peak(CPU)
-        started = time.perf_counter()
         with partial_scores(folder, shape, {}) as scores:
-            score_matrix(model, split, compute, Loader(CPU), SingleProcess(), into=scores)
-            seconds = time.perf_counter() - started
+            seconds = seconds_of(lambda: score_matrix(model, split, compute, Loader(CPU), SingleProcess(), into=scores))
             recalls(ranks(scores, split.image_of))
-        return {"texts": shape[0], "images": shape[1], "seconds": seconds, "bytes": memory_peak(CPU) - before}
+        beyond = memory_peak(CPU) - before
+    texts, images = shape
+    return (
+        f"{texts:,} x {images:,}: {seconds:.1f} s, {1e6 * seconds / (texts * images):.0f} µs per pair, "
+        f"{beyond / 1e6:.0f} MB of additional memory; the matrix has {4 * texts * images / 1e6:.1f} MB"
+    )
 
 
-def recall(texts: int, images: int) -> tuple[float, int]:
-    """Compute recall from random scores in a file; return seconds and the peak in additional bytes."""
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scores.npy"
-        scores = np.lib.format.open_memmap(path, "w+", np.float32, (texts, images))
-        for row in scores:
-            row[:] = rng.random(images, np.float32)
-        scores.flush()
-        del scores
-        before = start_memory_peak(CPU)
-        seconds = seconds_of(lambda: recalls(ranks(np.load(path, mmap_mode="r"), np.arange(texts) % images)))
-        return seconds, memory_peak(CPU) - before
+def write_scores(folder: Path, texts: int, images: int) -> None:
+    """Write a matrix of random scores."""
+    np.save(folder / "scores.npy", np.random.default_rng(0).random((texts, images), np.float32))
+
+
+def recall(folder: Path) -> str:
+    """Compute recall from the scores in the file."""
+    scores = np.load(folder / "scores.npy", mmap_mode="r")
+    texts, images = scores.shape
+    before = start_memory_peak(CPU)
+    seconds = seconds_of(lambda: recalls(ranks(scores, np.arange(texts) % images)))
+    return (
+        f"recalls of {texts:,} x {images:,}: {seconds:.1f} s; {(memory_peak(CPU) - before) / 1e6:.0f} MB, "
+        f"including pages of the file, which has {scores.nbytes / 1e6:.0f} MB"
+    )
 
 
 def write_many(folder: Path, texts: int) -> None:
@@ -75,8 +83,8 @@ def write_many(folder: Path, texts: int) -> None:
     write_texts(folder, NARROW, np.random.default_rng(0), ((image_name(number // 5), 12) for number in range(texts)))
 
 
-def opening(folder: Path) -> dict[str, float]:
-    """Open a database for training; return seconds, and the bytes that this process and a loader worker then hold."""
+def opening(folder: Path) -> str:
+    """Open a database for training; measure seconds, and the memory that this process and a loader worker then hold."""
     before = start_memory_peak(CPU)
     started = time.perf_counter()
     with open_split(folder, NARROW) as split:
@@ -89,59 +97,31 @@ def opening(folder: Path) -> dict[str, float]:
         for _ in range(200):
             next(halves)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-        worker = max(_private_bytes(int(child)) for child in children)
-    return {"open": opened, "first halves": first, "peak": peak, "held": held, "worker": worker}
+        worker = max(_private_megabytes(child) for child in children)
+    return (
+        f"{len(split.text_db):,} texts: open in {opened:.1f} s, first halves after {first:.1f} s; {peak / 1e6:.0f} MB at the "
+        f"peak, {held / 1e6:.0f} MB held; a loader worker has {worker:.0f} MB of its own"
+    )
 
 
-def _private_bytes(process: int) -> int:
+def _private_megabytes(process: str) -> float:
     """Return the memory that a process shares with no other."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private"))
-
-
-def measure(function: Callable[[Path], Any], write: Callable[..., None], *sizes: Any) -> Any:
-    """Call ``function`` in a process of its own, on a folder that ``write`` has filled."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), *sizes)
-        return in_new_process(function, Path(folder))
-
-
-def size(words: str) -> tuple[int, int]:
-    """Parse texts x images, such as 400x200."""
-    texts, images = map(int, words.split("x"))
-    return texts, images
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private")) / 1e6
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    slices, matrices = [(200, 200), (400, 400), (1000, 400)], [(5000, 1000), (25000, 5000)]
-    for name, default, use in (("slices", slices, "scored"), ("matrices", matrices, "only ranked")):
-        parser.add_argument(
-            f"--{name}", nargs="+", type=size, default=default, help=f"sizes such as 400x200, texts x images, {use}"
-        )
-    parser.add_argument("--texts", nargs="+", type=int, default=[100_000, 1_000_000], help="sizes of the databases to open")
-    options = parser.parse_args()
-    for texts, images in options.slices:
-        found = measure(evaluation, write_data, UniterConfig(), images, texts)
-        texts, images = found["texts"], found["images"]
-        print(
-            f"{texts:,} x {images:,}: {found['seconds']:.1f} s, {1e6 * found['seconds'] / (texts * images):.0f} µs per pair, "
-            f"{found['bytes'] / 1e6:.0f} MB of additional memory; the matrix has {4 * texts * images / 1e6:.1f} MB"
-        )
-    for texts, images in options.matrices:
-        seconds, memory = recall(texts, images)
-        print(
-            f"recalls of {texts:,} x {images:,}: {seconds:.1f} s; {memory / 1e6:.0f} MB, "
-            f"including pages of the file, which has {4 * texts * images / 1e6:.0f} MB"
-        )
-    for texts in options.texts:
-        found = measure(opening, write_many, texts)
-        print(
-            f"{texts:,} texts: open in {found['open']:.1f} s, first halves after {found['first halves']:.1f} s; "
-            f"{found['peak'] / 1e6:.0f} MB at the peak, {found['held'] / 1e6:.0f} MB held; "
-            f"a loader worker has {found['worker'] / 1e6:.0f} MB of its own"
-        )
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    for write, measure, sizes in (
+        (write_slice, evaluation, [(200, 200), (400, 400), (1000, 400)]),  # texts, images
+        (write_scores, recall, [(5000, 1000), (25000, 5000)]),
+        (write_many, opening, [(100_000,), (1_000_000,)]),
+    ):
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), *size)
+                print(in_new_process(measure, Path(folder)), flush=True)
     print(json.dumps(provenance()))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import platform
+import re
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,24 +37,21 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def timing(seconds: dict[str, float], name: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Wrap ``function`` to add the seconds it takes, the work it gives to ``device`` included, to ``seconds[name]``."""
-
-    def call(*arguments: Any) -> Any:
-        _synchronize(device)
-        started = time.perf_counter()
-        result = function(*arguments)
-        _synchronize(device)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
-        return result
-
-    return call
+@contextmanager
+def timing(seconds: Counter[str], name: str, device: torch.device = CPU) -> Iterator[None]:
+    """Add the seconds within the context, the work given to ``device`` included, to ``seconds[name]``; also a decorator."""
+    _synchronize(device)
+    started = time.perf_counter()
+    yield
+    _synchronize(device)
+    seconds[name] += time.perf_counter() - started
 
 
 def seconds_of(work: Callable[[], object], device: torch.device = CPU) -> float:
     """Return the seconds that ``work`` takes, the work it gives to ``device`` included."""
-    seconds: dict[str, float] = {}
-    timing(seconds, "", work, device)()
+    seconds: Counter[str] = Counter()
+    with timing(seconds, "", device):
+        work()
     return seconds[""]
 
 
@@ -89,8 +88,7 @@ def memory_peak(device: torch.device) -> int:
 
 
 def _of_this_process(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 def _synchronize(device: torch.device) -> None:
@@ -102,7 +100,5 @@ def describe(device: torch.device) -> str:
     """Return the name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with suppress(OSError, StopIteration):  # elsewhere than on Linux
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor()
+    found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.processor()

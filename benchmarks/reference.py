@@ -10,7 +10,7 @@ Shapes: P pairs, L longest text, K most regions, N = L + K, F feature width, A h
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgpack
 import numpy as np
@@ -40,14 +40,11 @@ class Padded(NamedTuple):
 
 def decode(record: memoryview) -> tuple[Tensor, Tensor]:
     """Return the features (K, F) and boxes (K, 7) of an image, in fp32."""
-
-    def array(field: dict[bytes, Any]) -> object:
-        if b"nd" not in field:
-            return field
-        return np.frombuffer(field[b"data"], np.dtype(field[b"type"])).reshape(field[b"shape"]).copy()
-
-    fields = msgpack.unpackb(bytes(record), raw=True, object_hook=array)
-    features, corners = (torch.from_numpy(fields[name]).float() for name in (b"features", b"norm_bb"))
+    arrays = {
+        name: np.frombuffer(field[b"data"], field[b"type"]).reshape(field[b"shape"]).copy()
+        for name, field in msgpack.unpackb(bytes(record), raw=True).items()
+    }
+    features, corners = (torch.from_numpy(arrays[name]).float() for name in (b"features", b"norm_bb"))
     return features, torch.cat([corners, corners[:, 4:5] * corners[:, 5:]], dim=1)
 
 
@@ -115,10 +112,6 @@ class Reference:
     ) -> Tensor:
         """Return scores (texts, images), computed one text at a time with its images in batches, each decoded again."""
         self.model.eval()
-        batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
-        return torch.stack(
-            [
-                torch.cat([self(read(split, [(text, name) for name in names]).to(device))[0] for names in batches])
-                for text in texts
-            ]
-        )
+        firsts = range(0, len(images), batch_size)
+        batches = [[(text, name) for name in images[first : first + batch_size]] for text in texts for first in firsts]
+        return torch.cat([self(read(split, batch).to(device))[0] for batch in batches]).unflatten(0, (len(texts), -1))

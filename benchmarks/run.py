@@ -13,29 +13,173 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import describe, in_new_process
-from benchmarks.measures import Bench, Measured
-from benchmarks.synthetic import write_data
+import torch
+from torch import nn
+
+from benchmarks.machine import describe, fastest_product, in_new_process, memory_peak, seconds_of, start_memory_peak, timing
+from benchmarks.reference import Reference, decode, read
+from benchmarks.synthetic import HARD, compute_settings, open_split, random_model, train_options, write_data
+from data.datasets import Anchor, HardNegativeDataset
+from data.image_cache import ImageCache
+from data.loader import Loader
+from data.split import read_pairs
+from evaluation.scoring import score_matrix
 from model.config import UniterConfig
+from model.iais import REGULARISERS
+from model.retrieval import RetrievalModel
+from optim.trainer import Trainer
+from utils.distributed import SingleProcess
 from utils.errors import InputError, one_line_errors
 from utils.files import save_json
 from utils.precision import choose_device, choose_precision
 from utils.provenance import ROOT, provenance
 
 PARTS = ["start_up", "matmul", "loader", "evaluation", "micro_step"]
+HALVES, WORKERS = 10, 2  # text-anchored halves that the loader collates; loader workers of the program
+Measured = dict[str, float]
 Turns = list[Measured]
+Timed = Callable[[str], AbstractContextManager[object]]
+
+
+class Bench:
+    """A model on the random data in ``options.data``, run by the program or by the reference.
+
+    Names of rates end in "/s" ("flops" is one too), names of memory in "bytes"; everything else is in seconds.
+
+    Args:
+        options: those of the command line.
+        name: "reference" or the program's precision.
+        started: when this process was started, in ``time.time()``.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: str, name: str, started: float) -> None:
+        self.candidates, self.texts, self.started = options.candidates, options.texts, started
+        self.reference = name == "reference"
+        self.device = choose_device(options.device)
+        self.config = UniterConfig.from_json(ROOT / f"config/uniter-{model}.json")
+        self.compute = compute_settings(self.config, options.candidates, "fp32" if self.reference else name, self.device)
+        self.split = open_split(Path(options.data), self.config)
+
+    def start_up(self) -> Measured:
+        """Everything up to the first score: imports, databases, a model with random weights, one pair."""
+        self._score_one_pair(random_model(self.config, self.device))
+        return {"seconds": time.time() - self.started}
+
+    def matmul(self) -> Measured:
+        """The machine's peak in this arithmetic."""
+        return {"flops": fastest_product(self.compute.precision.dtype, self.device)}
+
+    def loader(self) -> Measured:
+        """Images collated for text-anchored halves, images decoded, and texts read."""
+        images, texts = self.split.image_names[:], self.split.text_db.ids[:]
+        dataset = HardNegativeDataset([self.split], negative_size=self.candidates - 1, micro_steps=1000)
+        if self.reference:
+            halves = [[pair[1:] for pair in dataset.candidates("text", step)] for step in range(HALVES)]
+            collated = self.candidates * self._rate(HALVES, (read(self.split, half) for half in halves))
+            decoded = self._rate(len(images), (decode(self.split.image_db._store.get(name)) for name in images))
+            return {"images/s": collated, "decoded images/s": decoded}
+        cache, found = ImageCache.of([self.split], Loader(self.device), 2**40), {}
+        for name, n_workers in (("", 0), (f"by {WORKERS} processes ", WORKERS), ("held in memory ", 0)):
+            dataset.without_images = name.startswith("held")
+            ahead = range(1, 2 * (2 * n_workers + 1), 2)  # what the workers read before it is requested
+            halves = Loader(self.device, n_workers, pin=True)(dataset, [*ahead, *range(1, 2 * HALVES, 2)])
+            halves = map(cache.fill, halves) if dataset.without_images else halves
+            for _ in ahead:
+                next(halves)
+            found[f"{name}images/s"] = self.candidates * self._rate(HALVES, halves)
+        found["decoded images/s"] = self._rate(len(images), (self.split.image_db[name] for name in images))
+        found["text records/s"] = self._rate(len(texts), (self.split.text_db[text] for text in texts))
+        return found
+
+    def micro_step(self) -> Measured:
+        """One micro-step, by half and by step, with an update, and the peak of its memory."""
+        options = train_options(self.candidates - 1)
+        trainer = Trainer(random_model(self.config, self.device), options, self.compute, SingleProcess())
+        seconds: Counter[str] = Counter()
+        timed = partial(timing, seconds, device=self.device)
+        self._half(trainer, "image", HARD + 1, timed)  # loads libraries at their first use
+        trainer.optimizer.step()  # at learning rate 0; creates the moments
+        trainer.gradient.zero()
+        seconds.clear()
+        before = start_memory_peak(self.device)
+        for anchor in ("image", "text"):
+            with patch.dict(REGULARISERS, singular=timed(f"{anchor}-anchored, of which IAIS")(REGULARISERS["singular"])):
+                self._half(trainer, anchor, self.candidates, timed)
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), options.grad_norm)
+        with timed("optimizer"):
+            trainer.optimizer.step()
+        peak = memory_peak(self.device)
+        total = sum(value for name, value in seconds.items() if "of which" not in name)
+        return {"seconds": total, **seconds, "peak bytes": peak, "beyond the state bytes": peak - before}
+
+    def evaluation(self) -> Measured:
+        """Pairs of the first texts and all images, the encoder's floating-point operations, and memory."""
+        images, texts, model = self.split.image_names, self.split.text_db, random_model(self.config, self.device)
+        texts.ids, texts.lengths = texts.ids[: self.texts], texts.lengths[: self.texts]
+        texts.image_of = self.split.image_of = self.split.image_of[: self.texts]
+        self._score_one_pair(model)
+        before = start_memory_peak(self.device)
+        if self.reference:
+            run = partial(Reference(model).evaluate, self.split, list(texts.ids), images[:], self.candidates, self.device)
+        else:
+            run = partial(score_matrix, model, self.split, self.compute, Loader(self.device, WORKERS), SingleProcess())
+        seconds = seconds_of(run, self.device)
+        beyond = memory_peak(self.device) - before
+        regions = [len(self.split.image_db[image].boxes) for image in images]
+        lengths = [text + image for text in (texts.lengths + 2).tolist() for image in regions]
+        flops = sum(map(self._operations, lengths)) / seconds
+        return {"pairs/s": len(lengths) / seconds, "flops": flops, "beyond the weights bytes": beyond}
+
+    def _score_one_pair(self, model: RetrievalModel) -> None:
+        """Score with the program, which also loads the libraries that are loaded at their first use."""
+        batch = read_pairs([(self.split, self.split.text_db.ids[0], self.split.image_names[0])]).to(self.device)
+        with torch.no_grad():
+            model.eval()(batch, self.compute).scores.tolist()
+
+    def _half(self, trainer: Trainer, anchor: Anchor, candidates: int, timed: Timed) -> None:
+        """Run one half with ``candidates`` candidates; reading it is not timed, since workers read ahead."""
+        dataset = HardNegativeDataset([self.split], negative_size=candidates - 1, micro_steps=1)
+        if self.reference:
+            reference, modality = Reference(trainer.model), "V" if anchor == "image" else "L"
+            batch = read(self.split, [pair[1:] for pair in dataset.candidates(anchor, 0)]).to(self.device)
+            mine = partial(reference.mine, batch)
+            loss = partial(reference.loss, batch, hard=HARD, regulariser="singular", modality=modality)
+        else:
+            half = dataset[0 if anchor == "image" else 1].to(self.device)
+            mine = partial(trainer.objective.mine, trainer.model, half, self.compute)
+            loss = partial(trainer.objective.loss, trainer.model, half, self.compute)
+        with timed(f"{anchor}-anchored mining"):
+            scores = mine()
+        with timed(f"{anchor}-anchored hard pass"):
+            terms = loss(scores)
+        with timed(f"{anchor}-anchored backward"):
+            (terms if self.reference else terms.hinge.mean() + terms.alignment.sum()).backward()
+
+    def _operations(self, length: int) -> float:
+        """Floating-point operations of the encoder for a pair of ``length`` tokens if its last layer computes [CLS] alone."""
+        c = self.config
+        projections, feed_forward = 4 * c.hidden_size**2, 2 * c.hidden_size * c.intermediate_size
+        whole = 2 * length * (projections + feed_forward) + 4 * length**2 * c.hidden_size
+        last = 2 * length * 2 * c.hidden_size**2 + 2 * (projections / 2 + feed_forward) + 4 * length * c.hidden_size
+        return (c.num_hidden_layers - 1) * whole + last
+
+    def _rate(self, count: int, items: Iterable[object]) -> float:
+        return count / seconds_of(lambda: deque(items, maxlen=0), self.device)
 
 
 def measure(part: str, *settings: Any) -> Measured:
     """Measure ``part``, a method of ``Bench`` with these ``settings``; meant for a new process."""
-    found: Measured = getattr(Bench(*settings), part)()
-    return found
+    return getattr(Bench(*settings), part)()
 
 
 def compare(options: argparse.Namespace, model: str) -> dict[str, dict[str, Turns]]:
@@ -44,54 +188,36 @@ def compare(options: argparse.Namespace, model: str) -> dict[str, dict[str, Turn
     for turn in range(options.turns):
         for part in options.parts:
             precisions = options.precisions if part in ("matmul", "micro_step", "evaluation") else options.precisions[:1]
-            runs = [(precision, precision, False) for precision in precisions]
-            if part not in ("matmul", "start_up"):
-                runs.insert(0, ("reference", "fp32", True))
-            for name, precision, reference in runs:
-                print(f"\rUNITER-{model}, turn {turn + 1}: {part}, {name}" + " " * 20, end="", file=sys.stderr, flush=True)
-                measured = in_new_process(measure, part, options, model, precision, reference, time.time())
-                found[part][name].append(measured)
-    print("\r" + " " * 70 + "\r", end="", file=sys.stderr)
+            for name in precisions if part in ("matmul", "start_up") else ["reference", *precisions]:
+                print(f"UNITER-{model}, turn {turn + 1}: {part}, {name}", file=sys.stderr)
+                found[part][name].append(in_new_process(measure, part, options, model, name, time.time()))
     return found
 
 
 def best(turns: Turns, name: str) -> float:
     """Return the highest of rates, the lowest of seconds and bytes."""
-    values = [turn[name] for turn in turns]
-    return (max if name.endswith("/s") or name == "flops" else min)(values)
+    return (max if name.endswith("/s") or name == "flops" else min)(turn[name] for turn in turns)
 
 
 def table(model: str, found: dict[str, dict[str, Turns]]) -> str:
-    """Format a line per part and run, with ratios to the reference and the share of the peak."""
+    """Format the best of each number, with its ratio to the reference and its share of the peak."""
     lines = [f"UNITER-{model}"]
-    peaks = {name: best(turns, "flops") for name, turns in found.get("matmul", {}).items()}
-    for part, by_name in found.items():
-        for name, turns in by_name.items():
-            others = by_name.get("reference", []) if name != "reference" else []
-            lines.append(f"  {part:<11}{name:<10}" + line(turns, others, peaks.get(name) if part != "matmul" else None))
-            for key, value in turns[0].items():
-                if isinstance(value, dict):
-                    nested = [[turn[key] for turn in side] for side in (turns, others)]
-                    lines.append(f"    {key}:" + line(*nested, None))
+    for part, runs in found.items():
+        for name, turns in runs.items():
+            lines.append(f"  {part}, {name}")
+            for key in turns[0]:
+                value = best(turns, key)
+                if key == "flops":
+                    text = f"{value / 1e12:.3f} TFLOP/s"
+                    if part != "matmul" and name in found.get("matmul", {}):
+                        text += f" ({value / best(found['matmul'][name], key):.0%} of the peak)"
+                else:
+                    text = f"{value / 1e6:,.0f} MB" if key.endswith("bytes") else f"{value:,.{0 if value >= 1000 else 2}f}"
+                    if name != "reference" and key in runs.get("reference", [{}])[0]:
+                        other = best(runs["reference"], key)
+                        text += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
+                lines.append(f"    {key.removesuffix(' bytes')}: {text}")
     return "\n".join(lines)
-
-
-def line(turns: Turns, others: Turns, peak: float | None) -> str:
-    """Format the best of each number in ``turns``, with its ratio to the best of ``others`` and the share of ``peak``."""
-    words = ""
-    for key in (key for key, value in turns[0].items() if not isinstance(value, dict)):
-        value = best(turns, key)
-        if key == "flops":
-            words += f"  {value / 1e12:.3f} TFLOP/s" + (f" ({value / peak:.0%} of the peak)" if peak else "")
-            continue
-        if key.endswith("bytes"):
-            words += f"  {key.removesuffix('bytes')}{value / 1e6:,.0f} MB"
-        else:
-            words += f"  {key} {value:,.{0 if value >= 1000 else 2}f}"
-        if others and key in others[0]:
-            other = best(others, key)
-            words += f" ({value / other if key.endswith('/s') else other / value:.2f}x)"
-    return words
 
 
 @one_line_errors
@@ -105,9 +231,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=400, help="candidates per half, and images in the database")
     parser.add_argument("--texts", type=int, default=1, help="texts scored in evaluation, each against all images")
-    parser.add_argument("--halves", type=int, default=10, help="text-anchored halves that the loader collates")
-    parser.add_argument("--n_workers", type=int, default=2, help="loader workers of the program")
-    parser.add_argument("--checkpointing", action="store_true", help="run the program's micro-step with gradient checkpointing")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     options = parser.parse_args(arguments)
     device = choose_device(options.device)
@@ -115,8 +238,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"device {device.type}: memory is measured on Linux or on a CUDA device, expected one of them")
     wanted = options.precisions or ["fp32", "auto"]
     options.precisions = list(dict.fromkeys(choose_precision(name, False, device, "precisions") for name in wanted))
-    results: dict[str, Any] = {"machine": provenance() | {"device": describe(device)}}
-    results["arguments"] = {key: value for key, value in vars(options).items() if key != "json"}
+    arguments_used = {key: value for key, value in vars(options).items() if key != "json"}
+    results = {"machine": provenance() | {"device": describe(device)}, "arguments": arguments_used}
     with tempfile.TemporaryDirectory() as folder:
         options.data = folder
         for model in options.models:

@@ -25,11 +25,7 @@ from utils.files import read_json
 from utils.precision import Precision
 
 CANDIDATES, HARD = 24, 7
-
-
-@pytest.fixture
-def bf16(compute: ComputeSettings) -> ComputeSettings:
-    return replace(compute, precision=Precision("bf16", CPU))
+BF16 = Precision("bf16", CPU)
 
 
 def test_scores(bundled: Golden, compute: ComputeSettings, loader: Loader) -> None:
@@ -63,7 +59,7 @@ def test_half(bundled: Golden, compute: ComputeSettings, number: int) -> None:
     assert (ours - theirs).norm() < 1e-4 * theirs.norm()
 
 
-def test_bf16_mines_the_same_negatives(bundled: Golden, compute: ComputeSettings, bf16: ComputeSettings) -> None:
+def test_bf16_mines_the_same_negatives(bundled: Golden, compute: ComputeSettings) -> None:
     """At least 90 %: random weights give all candidates similar scores. After training it is over 95 % (docs/log.md)."""
     model, objective = bundled.model(), Objective(HARD, 0.2)
     dataset = HardNegativeDataset([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=12)
@@ -71,17 +67,17 @@ def test_bf16_mines_the_same_negatives(bundled: Golden, compute: ComputeSettings
     for number in range(len(dataset)):
         exact, rough = (
             hardest(objective.mine(model, dataset[number], settings), HARD)[0, 1:]
-            for settings in (compute, replace(compute, mining=bf16.precision))
+            for settings in (compute, replace(compute, mining=BF16))
         )
         same += int(torch.isin(exact, rough).sum())
     assert same >= 0.9 * HARD * len(dataset)
 
 
-def test_bf16_leaves_recall_as_it_is(bundled: Golden, compute: ComputeSettings, bf16: ComputeSettings, loader: Loader) -> None:
+def test_bf16_leaves_recall_as_it_is(bundled: Golden, compute: ComputeSettings, loader: Loader) -> None:
     split, model = bundled.source(), bundled.model()
     exact, rough = (
         recalls(ranks(score_matrix(model, split, settings, loader, SingleProcess()).scores, split.image_of))
-        for settings in (compute, bf16)
+        for settings in (compute, replace(compute, precision=BF16))
     )
     assert rough["r_mean"] == pytest.approx(exact["r_mean"], abs=0.003)
 
@@ -95,7 +91,8 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         return measured[-1]
 
     monkeypatch.setattr(benchmarks.run, "in_new_process", measure)
-    small = "--models tiny --precisions fp32 --turns 1 --candidates 33 --texts 2 --halves 2 --n_workers 0"
+    monkeypatch.setattr(benchmarks.run, "HALVES", 2)
+    small = "--models tiny --precisions fp32 --turns 1 --candidates 33 --texts 2"
     parts = ["--parts", "loader", "evaluation", "micro_step"]
     benchmarks.run.main([*small.split(), *parts, "--json", str(tmp_path / "found.json")])
     printed = capsys.readouterr().out
@@ -106,6 +103,7 @@ def test_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         ratio = found[part]["fp32"][0][name] / found[part]["reference"][0][name]
         assert f"({ratio:.2f}x)" in printed
     step = found["micro_step"]["fp32"][0]
-    halves = [step[f"{anchor}-anchored half"] for anchor in ("image", "text")]
-    seconds = sum(half[name] for half in halves for name in ("mining", "hard pass", "backward"))
+    seconds = sum(
+        step[f"{anchor}-anchored {name}"] for anchor in ("image", "text") for name in ("mining", "hard pass", "backward")
+    )
     assert seconds + step["optimizer"] == pytest.approx(step["seconds"])

@@ -6,8 +6,6 @@ Rows are those that enter the layers of the encoder: the tokens of padded pairs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,24 +27,21 @@ from utils.distributed import SingleProcess
 CANDIDATES, HARD = 24, 7
 
 
-@contextmanager
-def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Count rows by layer and kind of work, maps, and records by database."""
+def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count from now on: rows by layer and kind of work, maps, and records by database."""
     work: Counter[str] = Counter()
 
     def count(name: str, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         rows = inputs[0].shape[:-1].numel() if inputs[0].is_floating_point() else len(inputs[0])
         work[name + ", with gradient" * torch.is_grad_enabled()] += rows
 
-    counters: dict[str, nn.Module] = {
-        "embedded tokens": model.uniter.embeddings,
-        "embedded regions": model.uniter.img_embeddings,
-    }
+    counters = {"embedded tokens": model.uniter.embeddings, "embedded regions": model.uniter.img_embeddings}
     for number, layer in enumerate(model.uniter.encoder.layer):
         attention = layer.attention.self
         linear = {"queries": attention.query, "keys": attention.key, "values": attention.value, "widened": layer.intermediate}
         counters |= {f"{name}, layer {number}": module for name, module in linear.items()}
-    hooks = [module.register_forward_hook(partial(count, name)) for name, module in counters.items()]
+    for name, module in counters.items():
+        module.register_forward_hook(partial(count, name))
     for kind, owner, method in (
         ("maps", SelfAttention, "scores"),
         ("text records", TextDatabase, "__getitem__"),
@@ -59,9 +54,7 @@ def counted(model: RetrievalModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             return original(self, key)
 
         monkeypatch.setattr(owner, method, counting)
-    yield work
-    for hook in hooks:
-        hook.remove()
+    return work
 
 
 def test_evaluation(bundled: Golden, compute: ComputeSettings, loader: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,8 +62,8 @@ def test_evaluation(bundled: Golden, compute: ComputeSettings, loader: Loader, m
     split, model = bundled.source(), bundled.model()
     texts = split.text_db.lengths + 2
     images = [len(split.image_db[name].boxes) for name in split.image_names]
-    with counted(model, monkeypatch) as work:
-        score_matrix(model, split, compute, loader, SingleProcess())
+    work = counted(model, monkeypatch)
+    score_matrix(model, split, compute, loader, SingleProcess())
     pairs = len(texts) * len(images)
     real = int(texts.sum()) * len(images) + sum(images) * len(texts)
     assert (work.pop("text records"), work.pop("image records")) == (len(texts), len(images))
@@ -87,10 +80,10 @@ def test_half_of_a_micro_step(bundled: Golden, compute: ComputeSettings, monkeyp
     """Encode the candidates once without gradient, the hard ones once with; embed each text and image once in both; one map."""
     model, last = bundled.model(), bundled.config.num_hidden_layers - 1
     objective = Objective(hard_neg_size=HARD, margin=0.2, regulariser="singular", layers=(last,))
-    with counted(model, monkeypatch) as work:
-        half = HardNegativeDataset([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=1)[number]
-        loss = objective(model, half, compute)
-        (loss.hinge.mean() + loss.alignment.sum()).backward()
+    work = counted(model, monkeypatch)
+    half = HardNegativeDataset([bundled.source()], negative_size=CANDIDATES - 1, micro_steps=1)[number]
+    loss = objective(model, half, compute)
+    (loss.hinge.mean() + loss.alignment.sum()).backward()
     batch = half.batch
     assert {work.pop("text records"), work.pop("image records")} == {1, CANDIDATES}
     assert work.pop("maps") == 1
