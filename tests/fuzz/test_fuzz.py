@@ -40,7 +40,7 @@ from model.retrieval import RetrievalModel
 from scripts import inspect_db
 from tests.conftest import BUNDLED
 from tests.data.sources.detectors import ROWS, SIZE, Detected, line, save_milvlg, save_mmf
-from tests.fuzz.mutations import Seed, either, json_damaged, json_like, msgpack_like, mutated, pickle_fields, then
+from tests.fuzz.mutations import either, json_damaged, json_like, msgpack_like, mutated, then
 from tests.fuzz.sandbox import MIB, Fuzz
 from utils.errors import InputError
 from utils.tensors import load_tensors
@@ -83,7 +83,7 @@ def test_lmdb_files(fuzz: Fuzz, tmp_path: Path) -> None:
         copy = shutil.copytree(original, tmp_path / original.name)
         kind, path = load.__name__.removeprefix("read_"), next(copy.rglob("data.mdb"))
         sound = path.read_bytes()
-        damaged = mutated([Seed.lmdb(sound)])
+        damaged = mutated(sound, page_bytes=4096)
 
         def cut(generator: random.Random, sound: bytes = sound) -> bytes:
             return sound[: generator.randrange(len(sound))]
@@ -125,9 +125,9 @@ def test_records(fuzz: Fuzz, tmp_path: Path) -> None:
         frames.insert(0, bytes(store.get(TextDatabase(BUNDLED.text_db).ids[0])))
     texts = [msgpack.unpackb(lz4.frame.decompress(frame)) for frame in frames]
     texts.append({**texts[0], "raw": "two dogs", "toked_caption": ["two", "dogs"], "target": {"labels": [1], "scores": [0.5]}})
-    packed = either(msgpack_like(texts), mutated([Seed(msgpack.packb(text)) for text in texts]))
+    packed = either(msgpack_like(*texts), mutated(*map(msgpack.packb, texts)))
     read_text = text_reader()
-    fuzz("text record: lz4 frame", read_text, mutated([Seed(frame) for frame in frames]), frames[0])
+    fuzz("text record: lz4 frame", read_text, mutated(*frames), frames[0])
     frame = then(packed, lz4.frame.compress)
     fuzz("text record: msgpack in the frame", read_text, frame, frames[0], memory=400 * MIB)
 
@@ -138,15 +138,15 @@ def test_records(fuzz: Fuzz, tmp_path: Path) -> None:
         golden = [bytes(store.get(name)) for name in list(store.keys())[:2]]
     plain = [write_msgpack(arrays), write_msgpack({**arrays, "features": arrays["features"].astype(">f8")})]
     maps = [msgpack.unpackb(record, strict_map_key=False) for record in plain]
-    damaged = either(msgpack_like(maps), mutated([Seed(record) for record in (*plain, *golden)]))
+    damaged = either(msgpack_like(*maps), mutated(*plain, *golden))
     fuzz("image record: msgpack", image_reader(tmp_path, False), damaged, plain[0])
 
     members = {name: npy(array) for name, array in arrays.items()}
     by_column = {**members, "features": npy(np.asfortranarray(arrays["features"]))}
     zips = [write_npz(arrays), zipped(members), zipped(by_column)]
     read_zip = image_reader(tmp_path, True)
-    fuzz("image record: npz", read_zip, mutated([Seed.zip(data) for data in zips]), zips[0])
-    member = mutated([Seed(data) for data in members.values()])
+    fuzz("image record: npz", read_zip, mutated(*zips), zips[0])
+    member = mutated(*members.values())
     damaged = then(member, lambda data: zipped({**members, "features": data}))
     fuzz("image record: npy in the npz", read_zip, damaged, zips[0])
 
@@ -209,19 +209,21 @@ def test_annotations(fuzz: Fuzz, tmp_path: Path) -> None:
     karpathy = [{"images": images, "dataset": dataset} for dataset in ("coco", "flickr30k", "other")]
     rows = [{"image": f"{number}.png", "caption": f'a "dog", {number}', "split": "test"} for number in range(4)]
     table = "image,caption,split\r\n" + "".join(f'{number}.png,"a ""dog"", {number}",test\r\n' for number in range(4))
-    row = json_like(rows)
+    row = json_like(*rows)
     lines = then(row, lambda line: b"\n".join([line, json.dumps(rows[0]).encode(), line]))
     for suffix, sound, make in (
-        ("json", json.dumps(karpathy[0]).encode(), json_like(karpathy)),
+        ("json", json.dumps(karpathy[0]).encode(), json_like(*karpathy)),
         ("jsonl", b"\n".join(json.dumps(row).encode() for row in rows), lines),
         ("csv", table.encode(), None),
     ):
-        damaged = mutated([Seed(sound)])
+        damaged = mutated(sound)
         path = tmp_path / f"captions.{suffix}"
         fuzz.file(f"captions: {suffix}", path, read, either(damaged, make) if make else damaged, sound)
-    seeds = [Seed(text.encode()) for _, text in ENTITIES.values()]
     for name, (load, text) in ENTITIES.items():
-        make, named = mutated([*seeds, Seed(f"{text}\n{text}".encode())]), f"{tmp_path / name}: line "
+        make, named = (
+            mutated(*(text.encode() for _, text in ENTITIES.values()), f"{text}\n{text}".encode()),
+            f"{tmp_path / name}: line ",
+        )
         fuzz.file(f"Flickr30k Entities: {name}", tmp_path / name, load, make, text.encode(), named=named, share=0.5)
 
 
@@ -237,9 +239,9 @@ def test_regions(fuzz: Fuzz, tmp_path: Path) -> None:
         def read_row(row: bytes, kind: tuple[str, ...] = kind) -> None:
             _encode(tsv.load_row(row, kind, SIZE))
 
-        make = mutated([Seed(row) for row in rows])
+        make = mutated(*rows)
         if name == "vinvl":
-            content = json_like([json.loads(row.split(b"\t")[1]) for row in rows])
+            content = json_like(*(json.loads(row.split(b"\t")[1]) for row in rows))
             make = either(make, then(content, b"picture.jpg\t".__add__))
         fuzz(f"TSV row: {name}", read_row, make, rows[0], errors=(ValueError,))
 
@@ -248,32 +250,32 @@ def test_regions(fuzz: Fuzz, tmp_path: Path) -> None:
             with contextlib.suppress(ValueError):  # listed by the converter, which continues with the next row
                 _encode(source.load())
 
-    fuzz.file("TSV file", tmp_path / "a.tsv", read_file, mutated([Seed(data) for data in whole]), whole[0])
+    fuzz.file("TSV file", tmp_path / "a.tsv", read_file, mutated(*whole), whole[0])
     heights = b"".join(b'%d.jpg\t[{"height": 480, "width": 640}]\n' % number for number in range(3))
-    size = json_like([[{"height": 480, "width": 640}]])
-    make = either(mutated([Seed(heights)]), then(size, (heights + b"dog.jpg\t").__add__))
+    size = json_like([{"height": 480, "width": 640}])
+    make = either(mutated(heights), then(size, (heights + b"dog.jpg\t").__add__))
     fuzz.file("TSV of VinVL's sizes", tmp_path / "hw.tsv", tsv.read_sizes, make, heights)
 
     npz, npy, info = (tmp_path / name for name in ("a.npz", "a.npy", "a_info.npy"))
-    files: dict[str, list[Seed]] = {"UNITER's npz": [], "MILVLG's npz": [], "MMF's npy": [], "MMF's info": []}
+    files: dict[str, list[bytes]] = {"UNITER's npz": [], "MILVLG's npz": [], "MMF's npy": [], "MMF's info": []}
     for one in found:
         np.savez(npz, features=one.features, norm_bb=one.shares(), conf=one.conf, nbb=np.array(3))
-        files["UNITER's npz"].append(Seed.zip(npz.read_bytes()))
+        files["UNITER's npz"].append(npz.read_bytes())
         save_milvlg(npz, one)
-        files["MILVLG's npz"].append(Seed.zip(npz.read_bytes()))
+        files["MILVLG's npz"].append(npz.read_bytes())
         save_mmf(npy, one)
         for name, path in (("MMF's npy", npy), ("MMF's info", info)):
-            files[name].append(Seed.npy(path.read_bytes()))
+            files[name].append(path.read_bytes())
     of_info = {"bbox": found[2].boxes, "num_boxes": np.int64(4), "cls_prob": found[2].conf[:, None], "image_width": 640}
     contents = {**of_info, "image_height": 480.0, "others": (1 << 80, "é", None, True, b"\xff", [2.0, (1, 2, 3)])}
     header = info.read_bytes()[: info.read_bytes().index(b"\n") + 1]
-    dumps = [header + pickle.dumps(np.array(contents, object), protocol) for protocol in range(2, 6)]
-    files["pickles in MMF's info"] = [Seed(data, pickle_fields(data, len(header))) for data in dumps]
+    array = np.array(contents, object)
+    files["pickles in MMF's info"] = [header + pickle.dumps(array, protocol) for protocol in range(2, 6)]
     for name, seeds in files.items():
         path = {"npz": npz, "npy": npy, "info": info}[name.split()[-1]]
         load = (lambda _: _encode(load_npz(npz))) if path == npz else (lambda _: _encode(load_npy_pair(npy)))
         memory = {npz: 256 * MIB, info: 320 * MIB}.get(path, 64 * MIB)
-        fuzz.file(name, path, load, mutated(seeds), seeds[0].data, errors=(ValueError, OSError), memory=memory)
+        fuzz.file(name, path, load, mutated(*seeds), seeds[0], errors=(ValueError, OSError), memory=memory)
 
 
 def _encode(arrays: Any) -> None:
@@ -302,16 +304,6 @@ def with_pickle(archive: bytes, pickled: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _legacy_seed(data: bytes) -> Seed:
-    """A file of torch before 1.6: five pickles, then per storage the number of its elements and their bytes."""
-    fields: list[tuple[int, int]] = []
-    start = 0
-    for _ in range(5):
-        fields += pickle_fields(data, start)
-        start = fields[-1][0]  # after the pickle's last instruction
-    return Seed(data, [*fields, (start, 8)])
-
-
 def test_checkpoints(fuzz: Fuzz, tmp_path: Path) -> None:
     """Checkpoints of a small model, the golden one, and a training state."""
     small = {"vocab_size": 12, "hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 4}
@@ -325,9 +317,9 @@ def test_checkpoints(fuzz: Fuzz, tmp_path: Path) -> None:
     def load(path: Path) -> None:
         load_checkpoint(model, path)
 
-    pickled = mutated([Seed(pickle_of(today), pickle_fields(pickle_of(today)))])
-    of_legacy = mutated([_legacy_seed(legacy)] * 9 + [_legacy_seed((BUNDLED.folder / "model.pt").read_bytes())])
-    fuzz.file("checkpoint: zip", path, load, mutated([Seed.zip(today)]), today)
-    fuzz.file("checkpoint: pickle in the zip", path, load, then(pickled, partial(with_pickle, today)), today)
+    pickled = then(mutated(pickle_of(today)), partial(with_pickle, today))
+    of_legacy = mutated(*[legacy] * 9, (BUNDLED.folder / "model.pt").read_bytes())
+    fuzz.file("checkpoint: zip", path, load, mutated(today), today)
+    fuzz.file("checkpoint: pickle in the zip", path, load, pickled, today)
     fuzz.file("checkpoint: before torch 1.6", path, load, of_legacy, legacy, memory=128 * MIB)
-    fuzz.file("training state", path, load_tensors, mutated([Seed.zip(state)]), state)
+    fuzz.file("training state", path, load_tensors, mutated(state), state)
