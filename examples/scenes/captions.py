@@ -6,11 +6,12 @@ A caption is a list of segments, from which its text, its tokens and its line in
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from examples.scenes.layout import OPPOSITE, Item, Scene, related, relations
+from examples.scenes.layout import OPPOSITE, Scene, relations
 
 WORDINGS = {
     "left": ("to the left of", "on the left of"),
@@ -54,28 +55,6 @@ SCENE_WORDS = ("The picture", "This picture", "The drawing")
 
 
 @dataclass(frozen=True)
-class Mention:
-    """One item as a caption describes it; ``size`` is None if the caption does not say it."""
-
-    item: int
-    size: str | None
-    colour: str
-    shape: str
-
-    @property
-    def text(self) -> str:
-        words = [word for word in (self.size, self.colour, self.shape) if word]
-        return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
-
-    def find(self, items: tuple[Item, ...]) -> Item | None:
-        """Return the item that fits the description, or None; no two items of a scene share both colour and shape."""
-        for item in items:
-            if (item.colour, item.shape) == (self.colour, self.shape) and self.size in (None, item.size):
-                return item
-        return None
-
-
-@dataclass(frozen=True)
 class Phrase:
     """A noun phrase and the indices of the items it refers to; none for a phrase that refers to the whole picture."""
 
@@ -85,18 +64,9 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and its claims.
-
-    Attributes:
-        mentions: the items that must exist.
-        relations: (first, relation, second), with ``first`` left of, right of, above or below ``second``.
-        count: (shape, number); the shape None stands for all shapes.
-    """
+    """A sentence of words and phrases."""
 
     segments: tuple[str | Phrase, ...]
-    mentions: tuple[Mention, ...]
-    relations: tuple[tuple[Mention, str, Mention], ...] = ()
-    count: tuple[str | None, int] | None = None
 
     @property
     def raw(self) -> str:
@@ -107,16 +77,6 @@ class Caption:
     def tokens(self) -> list[str]:
         """Lower-case words without punctuation, as in Karpathy's files."""
         return self.raw.lower().replace(",", "").replace(".", "").split()
-
-    def holds(self, items: tuple[Item, ...]) -> bool:
-        """Whether every claim is true of a scene with these items, be it the caption's own scene or another."""
-        boxes = {mention: item.box for mention in self.mentions if (item := mention.find(items))}
-        shape, number = self.count or (None, len(items))
-        return (
-            len(boxes) == len(self.mentions)
-            and sum(shape in (None, item.shape) for item in items) == number
-            and all(related(boxes[first], relation, boxes[second]) for first, relation, second in self.relations)
-        )
 
 
 def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> list[Caption]:
@@ -135,86 +95,77 @@ def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> li
     captions: list[Caption] = []
     while len(captions) < relations:
         caption = _two_items(scene, *picked[len(captions)], rng)
-        if caption.raw not in [other.raw for other in captions]:
+        if caption not in captions:
             captions.append(caption)
     return captions + [write(scene, rng) for write in (_three_items, _list, _count)[: CAPTIONS - relations]]
 
 
 def swap_roles(caption: Caption) -> Caption:
     """Exchange the two items of a relation: the same words, true of the twin and false of the scene."""
-    ((first, relation, second),) = caption.relations
-    exchanged = {(first.item,): Phrase(second.text, (second.item,)), (second.item,): Phrase(first.text, (first.item,))}
-    segments = tuple(exchanged.get(s.items, s) if isinstance(s, Phrase) else s for s in caption.segments)
-    return Caption(segments, caption.mentions, ((second, relation, first),))
+    first, second = (segment for segment in caption.segments if isinstance(segment, Phrase) and segment.items)
+    exchanged: dict[str | Phrase, Phrase] = {first: second, second: first}
+    return Caption(tuple(exchanged.get(segment, segment) for segment in caption.segments))
 
 
 def _two_items(scene: Scene, first: int, second: int, relation: str, rng: np.random.Generator) -> Caption:
     a, b = _mention(scene, first, rng), _mention(scene, second, rng)
-    segments = _fill(_pick(TWO_ITEMS, rng), rng, {"a": a, "b": b}, rel=_pick(WORDINGS[relation], rng))
-    return Caption(segments, (a, b), ((a, relation, b),))
+    return _fill(_pick(TWO_ITEMS, rng), rng, a=a, b=b, rel=_pick(WORDINGS[relation], rng))
 
 
 def _three_items(scene: Scene, rng: np.random.Generator) -> Caption:
     a, b, c = _mentions(scene, 3, rng)
-    first, second = _any_relation(scene, a.item, b.item, rng), _any_relation(scene, a.item, c.item, rng)
-    wordings = {"rel": _pick(WORDINGS[first], rng), "rel2": _pick(WORDINGS[second], rng)}
-    segments = _fill(_pick(THREE_ITEMS, rng), rng, {"a": a, "b": b, "c": c}, **wordings)
-    return Caption(segments, (a, b, c), ((a, first, b), (a, second, c)))
+    both = [_any_relation(scene, *a.items, *other.items, rng) for other in (b, c)]
+    rel, rel2 = (_pick(WORDINGS[relation], rng) for relation in both)
+    return _fill(_pick(THREE_ITEMS, rng), rng, a=a, b=b, c=c, rel=rel, rel2=rel2)
 
 
 def _list(scene: Scene, rng: np.random.Generator) -> Caption:
     a, b, c = _mentions(scene, 3, rng)
-    return Caption(_fill(_pick(LIST, rng), rng, {"a": a, "b": b, "c": c}), (a, b, c))
+    return _fill(_pick(LIST, rng), rng, a=a, b=b, c=c)
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> Caption:
     """Count a shape that several items have and at least two others have not; without such a shape, count all items."""
     numbers = Counter(item.shape for item in scene.items)
-    countable = tuple(shape for shape, number in numbers.items() if 2 <= number <= len(scene.items) - 2)
+    countable = [shape for shape, number in numbers.items() if 2 <= number <= len(scene.items) - 2]
     shape = _pick(countable, rng) if countable else None
     a, b = _mentions(scene, 2, rng, leave_out=shape)
     members = tuple(index for index, item in enumerate(scene.items) if shape in (None, item.shape))
     noun = PLURALS.get(shape, f"{shape}s") if shape else "shapes"
     group = Phrase(f"{NUMBERS[len(members)]} {noun}", members)
-    segments = _fill(_pick(COUNT_SHAPE if shape else COUNT_ALL, rng), rng, {"a": a, "b": b, "n": group})
-    return Caption(segments, (a, b), count=(shape, len(members)))
+    return _fill(_pick(COUNT_SHAPE if shape else COUNT_ALL, rng), rng, a=a, b=b, n=group)
 
 
-def _mention(scene: Scene, index: int, rng: np.random.Generator) -> Mention:
+def _mention(scene: Scene, index: int, rng: np.random.Generator) -> Phrase:
     item = scene.items[index]
-    return Mention(index, item.size if rng.random() < 0.75 else None, item.colour, item.shape)
+    words = [*([item.size] if rng.random() < 0.75 else []), item.colour, item.shape]
+    return Phrase(" ".join(["an" if words[0][0] in "aeiou" else "a", *words]), (index,))
 
 
-def _mentions(scene: Scene, number: int, rng: np.random.Generator, leave_out: str | None = None) -> list[Mention]:
+def _mentions(scene: Scene, number: int, rng: np.random.Generator, leave_out: str | None = None) -> list[Phrase]:
     """Mention ``number`` different items in random order."""
     indices = [index for index, item in enumerate(scene.items) if item.shape != leave_out]
     return [_mention(scene, index, rng) for index in rng.permutation(indices)[:number].tolist()]
 
 
 def _any_relation(scene: Scene, first: int, second: int, rng: np.random.Generator) -> str:
-    return _pick(tuple(relations(scene.items[first].box, scene.items[second].box)), rng)
+    return _pick(relations(scene.items[first].box, scene.items[second].box), rng)
 
 
-def _pick(options: tuple[str, ...], rng: np.random.Generator) -> str:
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
     return options[rng.integers(len(options))]
 
 
-def _fill(
-    template: str, rng: np.random.Generator, phrases: dict[str, Mention | Phrase], **wordings: str
-) -> tuple[str | Phrase, ...]:
+def _fill(template: str, rng: np.random.Generator, **slots: str | Phrase) -> Caption:
     """Replace the ``{slots}`` of a template, and make its first letter a capital."""
     segments: list[str | Phrase] = []
     for word in template.split():
-        slot = word.strip("{}")
-        if slot == "scene":
+        if word == "{scene}":
             text = _pick(SCENE_WORDS, rng)
             segments.append(Phrase(text if not segments else text[0].lower() + text[1:]))
-        elif slot in phrases and slot != word:
-            filler = phrases[slot]
-            segments.append(Phrase(filler.text, (filler.item,)) if isinstance(filler, Mention) else filler)
         else:
-            segments.append(wordings[slot] if slot != word else word)
+            segments.append(slots[word.strip("{}")] if word.startswith("{") else word)
     if isinstance(segments[0], Phrase):
         text = segments[0].text
         segments[0] = Phrase(text[0].upper() + text[1:], segments[0].items)
-    return tuple(segments)
+    return Caption(tuple(segments))

@@ -80,18 +80,8 @@ def captions_of(job: Job, scene: Scene, recipe: Recipe) -> list[Caption]:
 
 def twins_of(jobs: list[Job]) -> list[tuple[Job, Job]]:
     """The twin pairs among these images of one split."""
-    pairs: dict[int, dict[int, Job]] = {}
-    for job in jobs:
-        if job.pair is not None:
-            pairs.setdefault(job.pair[0], {})[job.pair[1]] = job
-    return [(pair[0], pair[1]) for _, pair in sorted(pairs.items())]
-
-
-def images_per_caption(jobs: list[Job], recipe: Recipe) -> np.ndarray:
-    """For each caption of these images, the number of images that it is true of: (images * 5,)."""
-    scenes = [scene_of(job, recipe) for job in jobs]
-    captions = [caption for job, scene in zip(jobs, scenes, strict=True) for caption in captions_of(job, scene, recipe)]
-    return np.array([sum(caption.holds(scene.items) for scene in scenes) for caption in captions])
+    twins = sorted((job for job in jobs if job.pair is not None), key=lambda job: job.pair or ())
+    return list(zip(twins[::2], twins[1::2], strict=True))
 
 
 def random_stream(seed: int, split: str, index: int, purpose: str) -> np.random.Generator:

@@ -16,17 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from examples.scenes.captions import CAPTIONS, Caption
-from examples.scenes.dataset import (
-    SPLITS,
-    Job,
-    Recipe,
-    captions_of,
-    images_per_caption,
-    plan,
-    random_stream,
-    scene_of,
-    twins_of,
-)
+from examples.scenes.dataset import SPLITS, Job, Recipe, captions_of, plan, random_stream, scene_of, twins_of
 from examples.scenes.draw import draw_picture
 from examples.scenes.features import normalised, propose_boxes, region_features
 from examples.scenes.layout import HEIGHT, WIDTH, Scene
@@ -50,11 +40,6 @@ winoground/             {examples} examples from the twins of the test split, in
 
 A share of {twins} of the images of each split belongs to twin pairs: same items, same background, two items exchanged.
 The first {relations} captions of each twin consist of the same words as its twin's and are false of it.
-
-How well captions can identify their image, known from the drawings themselves: a caption of the test split is true of
-{mean:.2f} of the {test} test images on average (median {median:.0f}, maximum {most}); {unique:.1%} of the captions are true of
-one image only. A reader who understands everything and guesses among the images that fit reaches a text-to-image R@1 of
-{ceiling:.1%}.
 """
 
 
@@ -83,21 +68,9 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, processes:
         neighbours = {f"{one.stem}.npz": [f"{other.stem}.npz"] for one, other in pairs}
         (root / "twins.json").write_text(json.dumps(neighbours, indent=1), encoding="utf-8")
         examples = write_winoground(root / "winoground" / "examples.jsonl", by_split["test"], recipe)
-        fitting = images_per_caption(by_split["test"], recipe)
-        readme = README.format(
-            seed=recipe.seed,
-            twins=recipe.twins,
-            items="{} {}".format(*recipe.items),
-            relations=recipe.relations,
-            images=len(jobs),
-            **counts,
-            examples=examples,
-            mean=fitting.mean(),
-            median=np.median(fitting),
-            most=fitting.max(),
-            unique=(fitting == 1).mean(),
-            ceiling=(1 / fitting).mean(),
-        )
+        items = "{} {}".format(*recipe.items)
+        sizes = {"images": len(jobs), "examples": examples, **counts}
+        readme = README.format(seed=recipe.seed, twins=recipe.twins, items=items, relations=recipe.relations, **sizes)
         (root / "README.txt").write_text(readme, encoding="utf-8")
 
 
@@ -114,12 +87,8 @@ def write_image(root: Path, job: Job, recipe: Recipe) -> dict[str, Any]:
     boxes, conf = propose_boxes(scene, random_stream(recipe.seed, job.split, job.index, "boxes"))
     with Image.open(picture_path) as picture:  # as any other reader would see it, with the loss of JPEG
         features = region_features(picture.convert("RGB"), boxes)
-    np.savez(
-        root / "features" / f"{job.stem}.npz",
-        features=features,
-        norm_bb=normalised(boxes),
-        conf=conf.astype(np.float16),
-    )
+    record = {"features": features, "norm_bb": normalised(boxes), "conf": conf.astype(np.float16)}
+    np.savez(root / "features" / f"{job.stem}.npz", **record)
     _write_entities(root / "entities", job, filename, scene, captions)
 
     sentids = [job.imgid * CAPTIONS + number for number in range(len(captions))]
@@ -162,26 +131,27 @@ def _write_entities(root: Path, job: Job, filename: str, scene: Scene, captions:
     (root / "Sentences" / f"{job.stem}.txt").write_text("".join(lines), encoding="utf-8")
 
     annotation = ElementTree.Element("annotation")
-    _leaf(annotation, "filename", filename)
-    size = ElementTree.SubElement(annotation, "size")
+    _add(annotation, "filename", filename)
+    size = _add(annotation, "size")
     for tag, value in (("width", WIDTH), ("height", HEIGHT), ("depth", 3)):
-        _leaf(size, tag, value)
+        _add(size, tag, value)
     for index, item in enumerate(scene.items):
-        entry = ElementTree.SubElement(annotation, "object")
+        entry = _add(annotation, "object")
         for members, chain in chains.items():
             if index in members:
-                _leaf(entry, "name", chain)
-        box = ElementTree.SubElement(entry, "bndbox")
+                _add(entry, "name", chain)
+        box = _add(entry, "bndbox")
         for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), item.box, strict=True):
-            _leaf(box, tag, round(edge))
+            _add(box, tag, round(edge))
     if () in chains:
-        entry = ElementTree.SubElement(annotation, "object")
-        _leaf(entry, "name", chains[()])
-        _leaf(entry, "scene", 1)
-        _leaf(entry, "nobndbox", 1)
+        entry = _add(annotation, "object")
+        for tag, value in (("name", chains[()]), ("scene", 1), ("nobndbox", 1)):
+            _add(entry, tag, value)
     ElementTree.indent(annotation)
     ElementTree.ElementTree(annotation).write(root / "Annotations" / f"{job.stem}.xml", encoding="utf-8")
 
 
-def _leaf(parent: ElementTree.Element, tag: str, value: object) -> None:
-    ElementTree.SubElement(parent, tag).text = str(value)
+def _add(parent: ElementTree.Element, tag: str, value: object = "") -> ElementTree.Element:
+    child = ElementTree.SubElement(parent, tag)
+    child.text = str(value)
+    return child

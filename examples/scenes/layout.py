@@ -72,16 +72,18 @@ class Scene:
     swap: Swap | None = None
 
 
-def related(first: Box, relation: str, second: Box) -> bool:
-    """Whether all of ``first`` lies left of, right of, above or below all of ``second``, with a visible gap."""
-    if relation in ("right", "below"):
-        return related(second, OPPOSITE[relation], first)
-    return first[2] + GAP <= second[0] if relation == "left" else first[3] + GAP <= second[1]
-
-
 def relations(first: Box, second: Box) -> list[str]:
-    """Return the relations that hold: one or two, or none if the boxes overlap or almost do."""
-    return [relation for relation in OPPOSITE if related(first, relation, second)]
+    """Return where all of ``first`` lies from all of ``second``, with a visible gap.
+
+    That is one or two of left, right, above and below, or none if the boxes overlap or almost do.
+    """
+    holds = {
+        "left": first[2] + GAP <= second[0],
+        "right": second[2] + GAP <= first[0],
+        "above": first[3] + GAP <= second[1],
+        "below": second[3] + GAP <= first[1],
+    }
+    return [relation for relation, true in holds.items() if true]
 
 
 def draw_scene(rng: np.random.Generator, items: tuple[int, int]) -> Scene:

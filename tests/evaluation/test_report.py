@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+import inf_itm
 from data.image_db import ImageDatabase
 from data.text_db import Text, TextDatabase, TextDatabaseWriter
-from evaluation.analysis import analyse
 from evaluation.recall import UNRANKED, Ranks, ranks, recalls
 from evaluation.report.charts import count_ranks
 from evaluation.report.page import write_report
@@ -26,15 +27,14 @@ from evaluation.retriever import Retriever
 from scripts import report
 from tests.browser import Opened, browser
 from tests.conftest import BUNDLED
-from tests.test_programs import fails
-from utils.files import save_json, save_npz, sha256
+from tests.test_programs import fails, inference
+from utils.files import save_json, save_npz
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
 Visit = Callable[..., Opened]
 PER_IMAGE = 5
-MODEL = {"checkpoint": "model.pt", "model_config": "model.json"}
 HOSTILE = [
     "<script>hacked = 1</script>",
     "</script><script>hacked = 1</script><!--",
@@ -72,15 +72,13 @@ def make_texts(path: Path, images: int, captions: Callable[[int], str] = "captio
 def two_runs(folder: Path, images: int) -> list[Path]:
     """Write two runs with ``PER_IMAGE`` texts per image: the hostile captions are the hardest, the second run is better."""
     text_db = make_texts(folder / "texts.db", images, lambda n: HOSTILE[n] if n < len(HOSTILE) else f"caption {n}")
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=(PER_IMAGE * images, images)).astype(np.float32)
-    own = np.arange(len(scores)), np.arange(len(scores)) // PER_IMAGE
+    own = np.arange(PER_IMAGE * images), np.arange(PER_IMAGE * images) // PER_IMAGE
     folders = []
     for name, lift in (("plain <b>", 1.5), ("singular", 4.0)):
-        lifted = scores.copy()
-        lifted[own] += lift
-        lifted[own[0][: len(HOSTILE)], own[1][: len(HOSTILE)]] = -9 - np.arange(len(HOSTILE))[::-1]
-        folders.append(save_run(folder / name / "test", text_db, lifted))
+        scores = np.random.default_rng(0).normal(size=(PER_IMAGE * images, images)).astype(np.float32)
+        scores[own] += lift
+        scores[own[0][: len(HOSTILE)], own[1][: len(HOSTILE)]] = -9 - np.arange(len(HOSTILE))[::-1]
+        folders.append(save_run(folder / name / "test", text_db, scores))
     return folders
 
 
@@ -94,17 +92,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden model's scores, with its checkpoint and an analysis."""
-    text_db = TextDatabase(BUNDLED.text_db)
-    rows, columns = (BUNDLED.arrays[f"eval/{kind}"].tolist() for kind in ("txt_ids", "img_ids"))
-    places = np.ix_([rows.index(name) for name in text_db.ids], [columns.index(name) for name in text_db.images])
-    scores = BUNDLED.arrays["eval/scores"][places].astype(np.float32)
-    files = {"img_db": str(BUNDLED.image_db), **{key: str(BUNDLED.folder / name) for key, name in MODEL.items()}}
-    options = {"txt_db": str(BUNDLED.text_db), "output_dir": "x", **files}
-    provenance = {"options": options, "checkpoint_sha256": sha256(files["checkpoint"]), "precision": "fp32", "device": "cpu"}
-    analysed = analyse(ranks(scores, text_db.image_of), text_db.image_of, text_db.lengths, np.full(len(columns), 36))
+    """An evaluation of the golden model, which is still there."""
     folder = tmp_path_factory.mktemp("golden") / "evaluated"
-    return save_run(folder, BUNDLED.text_db, scores, provenance=provenance, analysis=analysed)
+    inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, folder))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +214,7 @@ def test_the_keyboard_reaches_everything(visit: Visit, small: Path) -> None:
 
 def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, golden_run: Path) -> None:
     page = visit(small).page
-    retriever = Retriever.from_checkpoint(*(BUNDLED.folder / name for name in MODEL.values()), device="cpu")
+    retriever = Retriever.from_checkpoint(BUNDLED.folder / "model.pt", BUNDLED.folder / "model.json", device="cpu")
     text_db, image_db = TextDatabase(BUNDLED.text_db), ImageDatabase(BUNDLED.image_db)
     _, (run,) = read_runs([golden_run])
     hardest = int(run.ranks["img"].argmax())
@@ -250,7 +241,6 @@ def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, 
     corner = [float(regions.nth(best).get_attribute(name) or "nan") for name in ("x", "y", "width", "height")]
     width, height = map(float, (page.locator("#overlay svg").get_attribute("viewBox") or "").split()[2:])
     np.testing.assert_allclose(corner, [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height], atol=0.5)
-    page.keyboard.press("Escape")
 
 
 def test_intervals_thumbnails_and_marks(visit: Visit, small: Path, golden_run: Path) -> None:
@@ -299,18 +289,17 @@ def test_a_narrow_window_does_not_scroll_sideways(visit: Visit, small: Path, hos
 
 
 def test_a_checkpoint_that_has_changed_is_not_used(visit: Visit, golden_run: Path, tmp_path: Path) -> None:
-    saved = json.loads((golden_run / "scores.json").read_text())
+    run = Path(shutil.copytree(golden_run, tmp_path / "run"))
+    saved = json.loads((run / "scores.json").read_text())
     saved["provenance"]["checkpoint_sha256"] = "0" * 64
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/scores.npz").symlink_to(golden_run / "scores.npz")
-    save_json(tmp_path / "run/scores.json", saved)
-    write_report([tmp_path / "run"], tmp_path / "report", queries=1)
-    opened = visit(tmp_path / "report/index.html")
-    assert "model.pt has changed since" in opened.page.locator("#origin").inner_text()
-    opened.page.locator(".answer:visible").first.click()
-    assert "There is no attention to show" in opened.page.locator("#overlay").inner_text()
-    assert not opened.page.locator("#overlay .words").is_visible()
-    assert opened.page.evaluate("document.activeElement.className") == "close"
+    save_json(run / "scores.json", saved)
+    write_report([run], tmp_path / "report", queries=1)
+    page = visit(tmp_path / "report/index.html").page
+    assert "model.pt has changed since" in page.locator("#origin").inner_text()
+    page.locator(".answer:visible").first.click()
+    assert "There is no attention to show" in page.locator("#overlay").inner_text()
+    assert not page.locator("#overlay .words").is_visible()
+    assert page.evaluate("document.activeElement.className") == "close"
 
 
 def test_runs_that_do_not_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

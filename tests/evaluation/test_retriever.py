@@ -63,9 +63,8 @@ def test_using_it_gives_golden_scores_and_changes_nothing(retriever: Retriever) 
 @pytest.mark.parametrize("size", [5, 1024])
 def test_pairs_in_any_order_and_repeated(retriever: Retriever, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(module, "PAIRS_PER_BATCH", size)
-    pairs = [(3, 7), (0, 14), (3, 2), (11, 0), (3, 7), (1, 14), (2, 7)]
-    assert relative_error(retriever.score_pairs(*SOME, pairs), [SCORES[pair] for pair in pairs]) < 1e-4
-    assert retriever.score_pairs(*SOME, np.array(pairs)).shape == (7,)
+    pairs = np.array([(3, 7), (0, 14), (3, 2), (11, 0), (3, 7), (1, 14), (2, 7)])
+    assert relative_error(retriever.score_pairs(*SOME, pairs), SCORES[tuple(pairs.T)]) < 1e-4
     assert retriever.score_pairs(*SOME, []).shape == (0,)
     assert retriever.score([], SOME[1]).shape == (0, 15)
 
@@ -81,13 +80,12 @@ def test_ranking_reads_the_database_once_in_blocks(retriever: Retriever, monkeyp
     names = IMAGES.names()
     scores = retriever.score([CAPTION, "two men"], [IMAGES[name] for name in names])
     monkeypatch.setattr(module, "IMAGES_PER_BLOCK", 16)
-    look_up, read, seen, in_memory = ImageDatabase.__getitem__, [], [], []
+    look_up, read, in_memory, alive = ImageDatabase.__getitem__, [], [], weakref.WeakValueDictionary[str, Image]()
 
     def watched(self: ImageDatabase, name: str) -> Image:
-        image = look_up(self, name)
+        image = alive[name] = look_up(self, name)
         read.append(name)
-        seen.append(weakref.ref(image))
-        in_memory.append(sum(reference() is not None for reference in seen))
+        in_memory.append(len(alive))
         return image
 
     monkeypatch.setattr(ImageDatabase, "__getitem__", watched)
@@ -125,26 +123,22 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
     for layer, scores in attention.maps.items():
         assert (scores.dtype, scores.requires_grad) == (torch.float32, False)
         assert relative_error(scores, torch.stack(maps[layer])) < 1e-4
-    for blocks, expected in (
-        (attention.blocks(layer=1, head=2), naive.blocks([maps[1][2]], len(tokens))),
-        (attention.blocks(), naive.blocks(maps[2], len(tokens))),
-    ):
-        for name, block in blocks._asdict().items():
-            torch.testing.assert_close(block.exp().double(), expected[name], rtol=1e-3, atol=1e-5)
+    for blocks, of_maps in ((attention.blocks(layer=1, head=2), maps[1][2:3]), (attention.blocks(), maps[2])):
+        for name, expected in naive.blocks(of_maps, len(tokens)).items():
+            torch.testing.assert_close(getattr(blocks, name).exp().double(), expected, rtol=1e-3, atol=1e-5)
 
     part = retriever.attention(text, image, layers=[1, 0])
     assert sorted(part.maps) == [0, 1]
     assert torch.equal(part.maps[1], attention.maps[1])
     assert torch.equal(part.blocks().VL, attention.blocks(layer=1).VL)
-    for wrong, message in (
-        (lambda: part.blocks(layer=2), r"layer 2: attention was not requested, expected one of \[0, 1\]"),
-        (lambda: part.blocks(head=4), "head 4: expected 0 to 3"),
-        (lambda: part.blocks(head=-1), "head -1: expected 0 to 3"),
-        (lambda: retriever.attention(text, image, layers=[3]), "layer 3: expected 0 to 2"),
-        (lambda: retriever.attention(text, image, layers=[-1]), "layer -1: expected 0 to 2"),
-    ):
-        with pytest.raises(InputError, match=message):
-            wrong()
+    with pytest.raises(InputError, match=r"layer 2: attention was not requested, expected one of \[0, 1\]"):
+        part.blocks(layer=2)
+    for wrong in (-1, 4):
+        with pytest.raises(InputError, match=f"head {wrong}: expected 0 to 3"):
+            part.blocks(head=wrong)
+    for wrong in (-1, 3):
+        with pytest.raises(InputError, match=f"layer {wrong}: expected 0 to 2"):
+            retriever.attention(text, image, layers=[wrong])
 
 
 @pytest.mark.parametrize(

@@ -59,21 +59,6 @@ def test_a_pair_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     with Picture.open(tmp_path / "pair.png") as picture:
         assert (np.asarray(picture.convert("RGB")) == [255, 0, 0]).all(axis=2).mean() > 0.02  # shows the picture
 
-
-def test_two_models_side_by_side(tmp_path: Path) -> None:
-    for name in ("before", "after"):
-        for file, copy in (("model.pt", "ckpt/model_best.pt"), ("model.json", "log/model.json")):
-            (tmp_path / name / copy).parent.mkdir(parents=True)
-            shutil.copy(BUNDLED.folder / file, tmp_path / name / copy)
-    both = "|".join(str(tmp_path / name / "ckpt/model_best.pt") for name in ("before", "after"))
-    main(pair(tmp_path / "pair.svg", checkpoint=both, model_config=None, layer=1, head=2, show="linguistic|boxes"))
-    texts = svg_texts(tmp_path / "pair.svg")
-    assert {"before", "after"} <= set(texts)
-    assert sum("attention of layer 1, head 2" in text for text in texts) == 2
-    assert all(texts.count(piece) >= 2 for piece in load_tokenizer().tokens(TEXTS[TEXT_ID].input_ids))
-
-
-def test_a_caption_from_the_command_line(tmp_path: Path) -> None:
     caption = "A $5 note on a $20 note."
     main(pair(tmp_path / "pair.svg", txt_db=None, text_id=None, text=caption, image=IMAGE, show="blocks"))
     texts = svg_texts(tmp_path / "pair.svg")
@@ -81,18 +66,34 @@ def test_a_caption_from_the_command_line(tmp_path: Path) -> None:
     assert texts.count(str(len(ImageDatabase(BUNDLED.image_db)[IMAGE].boxes) - 1)) == 4  # twice at VV, at LV, at VL
 
 
+def test_two_models_side_by_side(tmp_path: Path) -> None:
+    models = [tmp_path / name / "ckpt/model_best.pt" for name in ("before", "after")]
+    for model in models:
+        for file, copy in (("model.pt", model), ("model.json", model.parents[1] / "log/model.json")):
+            copy.parent.mkdir(parents=True)
+            shutil.copy(BUNDLED.folder / file, copy)
+    both = "|".join(map(str, models))
+    main(pair(tmp_path / "pair.svg", checkpoint=both, model_config=None, layer=1, head=2, show="linguistic|boxes"))
+    texts = svg_texts(tmp_path / "pair.svg")
+    assert {"before", "after"} <= set(texts)
+    assert sum("attention of layer 1, head 2" in text for text in texts) == 2
+    assert all(texts.count(piece) >= 2 for piece in load_tokenizer().tokens(TEXTS[TEXT_ID].input_ids))
+
+
 def test_the_curves_of_runs(tmp_path: Path, run: Path) -> None:
     scalars = read_scalars(run / "log")
     without = {name: values for name, values in scalars.items() if name == "train/rank"}
     figure = curves_figure({"with": scalars, "without": without})
-    by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
-    assert len(by_title) == 6
-    ranking = by_title["ranking loss"].lines
-    np.testing.assert_allclose(ranking[0].get_xydata(), [[update, 0.2 / update] for update in range(1, 61)], rtol=1e-6)
-    np.testing.assert_allclose(by_title["λ_t × iais_weight"].lines[0].get_ydata(), np.arange(1, 61) / 60, rtol=1e-6)
-    np.testing.assert_allclose(by_title["IAIS loss without its weight"].lines[0].get_ydata(), 0.3, rtol=1e-6)
-    recall = by_title["validation: image retrieval"].lines[1]  # R@5
-    np.testing.assert_allclose(recall.get_xydata(), [[30, 0.5 - 1 / 30], [60, 0.5 - 1 / 60]], rtol=1e-6)
+    assert len(figure.axes) == 6
+    lines = {axes.get_title(loc="left"): axes.lines for axes in figure.axes}
+    updates = np.arange(1, 61)
+    for title, line, x, y in (
+        ("ranking loss", 0, updates, 0.2 / updates),
+        ("λ_t × iais_weight", 0, updates, updates / 60),
+        ("IAIS loss without its weight", 0, updates, np.full(60, 0.3)),
+        ("validation: image retrieval", 1, [30, 60], [0.5 - 1 / 30, 0.5 - 1 / 60]),  # R@5
+    ):
+        np.testing.assert_allclose(lines[title][line].get_xydata(), np.transpose([x, y]), rtol=1e-6)
     assert len(curves_figure({"without": without}).axes) == 1
 
     main(["run", str(run), "--output", str(tmp_path / "curves.svg")])
@@ -105,9 +106,9 @@ def test_the_curves_of_runs(tmp_path: Path, run: Path) -> None:
 
 def test_running_mean() -> None:
     values = np.random.default_rng(0).random(200)
-    expected = [np.mean(values[i - r : i + r + 1]) for i in range(200) for r in [min(i, 199 - i, 4)]]
-    np.testing.assert_allclose(running_mean(values), expected)
-    np.testing.assert_allclose(running_mean(values[:1]), values[:1])
+    reach = [min(i, 199 - i, 4) for i in range(200)]
+    np.testing.assert_allclose(running_mean(values), [np.mean(values[i - r : i + r + 1]) for i, r in enumerate(reach)])
+    assert running_mean(values[:1]) == values[:1]
 
 
 @pytest.mark.parametrize(
