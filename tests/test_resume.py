@@ -42,6 +42,11 @@ def fork(arguments: list[str], **how: Any) -> Forked:
     return Forked("train_itm_hard_negatives", *arguments, **how)
 
 
+def kill(process: Forked) -> None:
+    process.kill()
+    finish(process, 10)
+
+
 def states(run: Path) -> list[int]:
     """The updates after which the training states in ``run`` were saved."""
     return sorted(int(path.stem.removeprefix("state-")) for path in run.glob("ckpt/state-*.pt"))
@@ -131,13 +136,13 @@ def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code:
     assert 2 <= max(states(tmp_path / "run")) < STEPS
     train(tmp_path / "run", "--resume", **extra)
     assert_same_results(whole, tmp_path / "run")
-    assert scalars(tmp_path / "run", "train/grad_norm") == list(range(1, STEPS + 1))
+    assert scalars(tmp_path / "run") == list(range(1, STEPS + 1))
 
 
 def wait_for_updates(run: Path, count: int) -> None:
     """TensorBoard's events are written after each update."""
     for _ in range(1200):
-        if len(scalars(run, "train/grad_norm")) >= count:
+        if len(scalars(run)) >= count:
             return
         time.sleep(0.05)
     pytest.fail(f"no {count} updates in {run} within 60 s")
@@ -147,10 +152,10 @@ def event_files(run: Path) -> list[Path]:
     return sorted(run.glob("log/events*"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def scalars(run: Path, tag: str) -> list[int]:
-    """The updates for which TensorBoard has this scalar, in the order in which they were written."""
+def scalars(run: Path) -> list[int]:
+    """The updates for which TensorBoard has the gradient's norm, in the order in which they were written."""
     written = [event for path in event_files(run) for event in events(path)]
-    return [event.step for event in written for value in event.summary.value if value.tag == tag]
+    return [event.step for event in written for value in event.summary.value if value.tag == "train/grad_norm"]
 
 
 def events(path: Path) -> list[Event]:
@@ -209,28 +214,23 @@ def test_tensorboard_keeps_what_was_logged_before_a_kill(tmp_path: Path) -> None
     arguments = options(tmp_path / "run", num_train_steps=1000, valid_steps=1000, save_steps=1000)
     process = fork(arguments)
     wait_for_updates(tmp_path / "run", 3)
-    process.kill()
-    finish(process, 10)
-    assert scalars(tmp_path / "run", "train/grad_norm")[:3] == [1, 2, 3]
+    kill(process)
+    assert scalars(tmp_path / "run")[:3] == [1, 2, 3]
     process = fork([*arguments, "--resume"])
     while len(event_files(tmp_path / "run")) < 2:
         time.sleep(0.05)
-    process.kill()
-    finish(process, 10)
+    kill(process)
     opening = events(event_files(tmp_path / "run")[-1])[1]
     assert (opening.step, opening.session_log.status) == (1, SessionLog.START)
 
 
 def test_resuming_a_finished_state_in_another_folder(tmp_path: Path, whole: Path) -> None:
+    best = json.loads((whole / "log/results.json").read_text())["best_update"]
+    assert set(states(whole)) == {best, STEPS - 2, STEPS}, "the best and the last two are kept"
     shutil.copy(whole / f"ckpt/state-{STEPS}.pt", tmp_path / "finished.pt")
     train(tmp_path / "run", "--resume", str(tmp_path / "finished.pt"))
     assert json.loads((tmp_path / "run/log/hps.json").read_text())["resume"] is None
     assert_same_results(whole, tmp_path / "run", states=False)
-
-
-def test_the_last_states_and_the_best_are_kept(whole: Path) -> None:
-    best = json.loads((whole / "log/results.json").read_text())["best_update"]
-    assert set(states(whole)) == {best, STEPS - 2, STEPS}
 
 
 def test_what_may_change_on_resuming(tmp_path: Path, whole: Path) -> None:
@@ -303,16 +303,8 @@ def test_one_run_at_a_time_per_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     wait_for_updates(tmp_path / "run", 3)  # so that state-2 exists
     assert "another run" in fails(capsys, train_itm_hard_negatives.main, arguments)
     assert process.poll() is None
-    process.kill()
-    finish(process, 10)
+    kill(process)
     assert "learning_rate" in fails(capsys, train_itm_hard_negatives.main, [*arguments, "--learning_rate", "1"])
     process = fork(arguments)
-    wait_for_updates(tmp_path / "run", 1 + len(scalars(tmp_path / "run", "train/grad_norm")))
-    process.kill()
-    finish(process, 10)
-
-
-def test_resuming_in_a_new_folder_starts_a_run(tmp_path: Path, whole: Path) -> None:
-    """A queue can then give the same command each time."""
-    train(tmp_path / "run", "--resume")
-    assert_same_results(whole, tmp_path / "run")
+    wait_for_updates(tmp_path / "run", 1 + len(scalars(tmp_path / "run")))
+    kill(process)
