@@ -246,54 +246,48 @@ def test_what_may_change_on_resuming(tmp_path: Path, whole: Path) -> None:
 
 
 def test_what_must_not_change_on_resuming(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(*extra: str, **changes: object) -> str:
-        resume = "--resume", str(whole / f"ckpt/state-{STEPS - 2}.pt")
-        return fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", *extra, *resume, **changes))
-
-    changed = "IAIS (was singular, is distributed), learning_rate (was 5e-05, is 0.1)"
-    assert changed in line("--IAIS", "distributed", learning_rate=0.1)
-    assert "precision (was fp32, is bf16)" in line(precision="bf16")
-    assert "seed (was 5, is 6)" in line(seed=6)
-    text_db = tmp_path / "other.db"
+    text_db, state = tmp_path / "other.db", whole / f"ckpt/state-{STEPS - 2}.pt"
     shutil.copytree(DATABASES[0], text_db)
     lengths = json.loads((text_db / "id2len.json").read_text())
     (text_db / "id2len.json").write_text(json.dumps(dict(list(lengths.items())[1:])))
-    message = line(train_txt_dbs=text_db)
-    assert "train_txt_dbs" in message
-    assert "val_txt_db" not in message
+    for changes, message in (
+        (
+            {"IAIS": "distributed", "learning_rate": 0.1},
+            r"IAIS \(was singular, is distributed\), learning_rate \(was 5e-05, is 0.1\)",
+        ),
+        ({"precision": "bf16"}, r"precision \(was fp32, is bf16\)"),
+        ({"seed": 6}, r"seed \(was 5, is 6\)"),
+        ({"train_txt_dbs": text_db}, r"^(?!.*val_txt_db).*train_txt_dbs"),
+    ):
+        arguments = options(tmp_path / "run", resume=state, **changes)
+        assert re.search(message, fails(capsys, train_itm_hard_negatives.main, arguments))
     assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(output: Path, *resume: str | Path) -> str:
-        return fails(capsys, train_itm_hard_negatives.main, options(output, *map(str, resume)))
-
-    assert re.search(rf"holds a run .*state-{STEPS}\.pt.*empty folder.*--resume", line(whole))
-    older = whole / f"ckpt/state-{STEPS - 2}.pt"
-    assert re.search(rf"another state .*state-{STEPS}\.pt.*empty folder", line(whole, "--resume", older))
-    (tmp_path / "half.pt").write_bytes(older.read_bytes()[:100_000])
-    for state, message in (
-        (tmp_path / "nowhere.pt", "no such checkpoint"),
-        (BUNDLED.folder / "model.pt", "not a training state"),
-        (tmp_path / "half.pt", "not a readable checkpoint"),
-    ):
-        assert f"{state}: {message}" in line(tmp_path / "run", "--resume", state)
+    older, newest, copy = f"state-{STEPS - 2}.pt", f"state-{STEPS}.pt", tmp_path / "copy"
+    half = (whole / "ckpt" / newest).read_bytes()[:100_000]
+    shutil.copytree(whole, copy)
+    (copy / "ckpt" / newest).write_bytes(half)
+    (tmp_path / "half.pt").write_bytes(half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
-    assert "holds thesis.tex" in line(tmp_path / "full", "--resume")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_state_names_the_one_before(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    newest = tmp_path / f"run/ckpt/state-{STEPS}.pt"
-    newest.write_bytes(newest.read_bytes()[:100_000])
-    message = fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", "--resume"))
-    assert f"{newest}: not a readable checkpoint" in message
-    assert f"state-{STEPS - 2}.pt" in message
-    newest.unlink()
-    train(tmp_path / "run", "--resume")
-    assert_same_results(whole, tmp_path / "run")
+    new = tmp_path / "new"
+    for output, resume, message in (
+        (whole, [], rf"holds a run .*{newest}.*empty folder.*--resume"),
+        (whole, ["--resume", whole / "ckpt" / older], rf"another state .*{newest}.*empty folder"),
+        (copy, ["--resume"], rf"{copy}/ckpt/{newest}: not a readable checkpoint.*{older}"),
+        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (new, ["--resume", BUNDLED.folder / "model.pt"], "golden/model.pt: not a training state"),
+        (new, ["--resume", tmp_path / "half.pt"], "half.pt: not a readable checkpoint"),
+        (tmp_path / "full", ["--resume"], "holds thesis.tex"),
+    ):
+        arguments = options(output, *map(str, resume))
+        assert re.search(message, fails(capsys, train_itm_hard_negatives.main, arguments)), message
+    assert not new.exists()
+    (copy / "ckpt" / newest).unlink()
+    train(copy, "--resume")
+    assert_same_results(whole, copy)
 
 
 def test_one_run_at_a_time_per_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
