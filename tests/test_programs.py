@@ -185,14 +185,12 @@ def test_other_forms_of_the_image_database(tmp_path: Path, score: Score, expecte
     fixed: dict[str, Any] = {"conf_th": -1, "num_bb": 12} if form == "fixed" else {}
     with ImageDatabaseWriter(tmp_path / "db", None if keep_all else BoxRule(**fixed), compressed=compressed) as writer:
         for name in stored.names():
-            image = stored[name]
-            conf = np.full(len(image.boxes), 0.9, np.float16)
-            features, boxes = image.features, image.boxes[:, :6].astype(np.float16)
-            if keep_all:  # boxes that the filter drops
-                conf = np.concatenate([conf, np.full(5, 0.1, np.float16)])
-                features = np.concatenate([features, rng.random((5, features.shape[1])).astype(np.float16)])
-                boxes = np.concatenate([boxes, rng.random((5, 6)).astype(np.float16)])
-            writer.put(name, features, boxes, conf)
+            image, dropped = stored[name], 5 if keep_all else 0
+            conf = np.repeat([0.9, 0.1], [len(image.boxes), dropped])
+            arrays = [
+                np.concatenate([one, rng.random((dropped, one.shape[1]))]) for one in (image.features, image.boxes[:, :6])
+            ]
+            writer.put(name, *(array.astype(np.float16) for array in (*arrays, conf)))
     stored.close()
     scores = score(tmp_path / "out", *(["--compressed_db"] if compressed else []), image_db=tmp_path / "db", **fixed)
     assert np.isfinite(scores).all()

@@ -30,8 +30,9 @@ STEPS = 12
 
 def options(output: Path, *extra: str, **changes: object) -> list[str]:
     """A training of twelve updates with IAIS and dropout, validated twice."""
-    settings = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2, "inf_minibatch_size": 5, "train_batch_size": 1}
-    return training(*DATABASES, output, "--IAIS", "singular", "--no-full_val", *extra, **settings | changes)
+    steps = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2}
+    settings = {**steps, "inf_minibatch_size": 5, "train_batch_size": 1, "IAIS": "singular"}
+    return training(*DATABASES, output, "--no-full_val", *extra, **settings | changes)
 
 
 def train(output: Path, *extra: str, **changes: object) -> None:
@@ -253,14 +254,15 @@ def test_what_must_not_change_on_resuming(tmp_path: Path, whole: Path, capsys: p
     for changes, message in (
         (
             {"IAIS": "distributed", "learning_rate": 0.1},
-            r"IAIS \(was singular, is distributed\), learning_rate \(was 5e-05, is 0.1\)",
+            "IAIS (was singular, is distributed), learning_rate (was 5e-05, is 0.1)",
         ),
-        ({"precision": "bf16"}, r"precision \(was fp32, is bf16\)"),
-        ({"seed": 6}, r"seed \(was 5, is 6\)"),
-        ({"train_txt_dbs": text_db}, r"^(?!.*val_txt_db).*train_txt_dbs"),
+        ({"precision": "bf16"}, "precision (was fp32, is bf16)"),
+        ({"seed": 6}, "seed (was 5, is 6)"),
+        ({"train_txt_dbs": text_db}, "train_txt_dbs"),
     ):
-        arguments = options(tmp_path / "run", resume=state, **changes)
-        assert re.search(message, fails(capsys, train_itm_hard_negatives.main, arguments))
+        line = fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", resume=state, **changes))
+        assert message in line
+        assert "val_txt_db" not in line
     assert not (tmp_path / "run").exists()
 
 

@@ -145,11 +145,7 @@ class Fuzz:
     ) -> None:
         """Read different inputs that ``make`` makes of the ``sound`` one, the same ones every time.
 
-        Args:
-            errors: what the reader documents.
-            memory: maximum growth of the process in bytes.
-            share: share of the inputs, for slow readers and for several files of a database.
-            deaths: what may end the process.
+        ``share`` of the inputs is for slow readers and for several files of a database; ``deaths`` may end the process.
         """
         kinds, findings, inputs = Counter[str](), dict[str, bytes](), round(self.inputs * share)
         outcomes: dict[bytes, Outcome] = {}
