@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.sources.entities import read_annotated
 from evaluation.ablation.grid import Grid, planned
+from evaluation.isda import iou
 from examples.scenes.dataset import Recipe, plan, scene_of
 from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
 from examples.scenes.shapes import SHAPES
@@ -237,25 +238,17 @@ def test_entities_files(scenes: Scenes) -> None:
     assert "--items {} {} --relations {}".format(*scenes.recipe.items, scenes.recipe.relations) in readme
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    common = np.prod(np.clip(high - low, 0, None))
-    return float(common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common))
-
-
 def test_a_linear_probe_reads_shape_colour_and_size(mixed: Scenes) -> None:
     regions, things, held_out = [], [], []
     for stem, present in mixed.things.items():
         with np.load(mixed.folder / f"features/{stem}.npz") as record:
             boxes = record["norm_bb"].astype(float)[:, :4] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
-            for thing in present:
-                overlaps = [overlap(np.array(thing.box), box) for box in boxes]
-                assert max(overlaps) > 0.75, "an item without a region"
-                regions.append(record["features"][int(np.argmax(overlaps))].astype(float))
+            overlaps = iou(np.array([thing.box for thing in present]), boxes)
+            assert (overlaps.max(axis=1) > 0.75).all(), "an item without a region"
+            regions.append(record["features"][overlaps.argmax(axis=1)].astype(float))
         things += present
         held_out += [mixed.images[stem]["split"] == "test"] * len(present)
-    features, test = np.array(regions), np.array(held_out)
+    features, test = np.concatenate(regions), np.array(held_out)
     features -= features[~test].mean(axis=0)
     kernel = features @ features[~test].T
     for attribute, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):
