@@ -31,13 +31,11 @@ class Programs:
 
     def run(self, program: str, arguments: Sequence[str], log: Path) -> None:
         """Run a program and append its output to file ``log``. Raises ``ProgramFailed``."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores
+        env = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores
         command = [sys.executable, str(ROOT / program), *arguments]
         with open(log, "ab") as file:
             begin = file.tell()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env)
             self._running.add(process)
             if self._stopped:  # after `stop` listed the running processes
                 process.terminate()
@@ -93,16 +91,15 @@ def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, progra
     if start is not None and start.exception() is not None:
         raise ProgramFailed(f"its {START} failed")
     log = logs / f"seed-{run.seed}-{run.folder.name}.txt"
-    options = run.options
     if not _is_trained(run):
         config = log.with_suffix(".json")
-        save_json(config, vars(options))
+        save_json(config, vars(run.options))
         programs.run("train_itm_hard_negatives.py", ["--config", str(config), "--resume"], log)  # or start, if nothing is saved
     model = ["--checkpoint", str(run.weights(grid.checkpoint)), "--train_config", str(run.folder / "log/hps.json")]
-    model += ["--device", options.device, *(["--precision", options.precision] if options.precision else [])]
+    model += ["--device", run.options.device, *(["--precision", run.options.precision] if run.options.precision else [])]
     recalls, winoground = _results(run, grid)
     if not recalls.exists():
-        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(options.n_workers)]
+        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(run.options.n_workers)]
         programs.run("inf_itm.py", [*databases, *model, "--output_dir", str(recalls.parent)], log)
     if winoground and not winoground.exists():
         examples = ["--examples", grid.winoground_examples or "", "--img_db", grid.winoground_img_db or ""]
@@ -134,9 +131,8 @@ def metrics_of(run: Run, grid: Grid) -> dict[str, float]:
     """Read the numbers of a run that is done: recalls, ``winoground_text`` …, ``alignment_singular_L`` … of matched pairs."""
     recalls, winoground = _results(run, grid)
     scores: dict[str, Any] = read_json(recalls)
-    directions, names = ("txt", "img"), ("r1", "r5", "r10", "r_mean")
-    metrics = {f"{direction}_{name}": scores[f"{direction}_{name}"] for direction in directions for name in names}
-    metrics["r_mean"] = scores["r_mean"]
+    recall_names = [f"{direction}_{name}" for direction in ("txt", "img") for name in ("r1", "r5", "r10", "r_mean")]
+    metrics = {name: scores[name] for name in (*recall_names, "r_mean")}
     if winoground:
         winoground_scores = read_json(winoground)
         metrics |= {f"winoground_{name}": winoground_scores[name] for name in ("text", "image", "group")}

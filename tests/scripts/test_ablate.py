@@ -56,10 +56,8 @@ def plan(folder: Path, **changes: object) -> list[Run]:
 def test_products_are_expanded_for_each_seed(tmp_path: Path) -> None:
     grid = [{"IAIS": [None]}, {"IAIS": ["singular", "cacr"], "iais_layers": [[-1], [0, 1]], "iais_weight": [2.0]}]
     runs = plan(tmp_path, grid=grid, seeds=[3, 5], options={"margin": 0.3})
-    names = [
-        "IAIS=none",
-        *(f"IAIS={kind}, iais_layers={layers}, iais_weight=2.0" for kind in ("singular", "cacr") for layers in ("-1", "0+1")),
-    ]
+    products = [(kind, layers) for kind in ("singular", "cacr") for layers in ("-1", "0+1")]
+    names = ["IAIS=none", *(f"IAIS={kind}, iais_layers={layers}, iais_weight=2.0" for kind, layers in products)]
     assert [(run.seed, run.name) for run in runs] == [(seed, name) for seed in (3, 5) for name in names]
     last = runs[-1].options
     assert (last.IAIS, last.iais_layers, last.iais_weight, last.margin, last.seed) == ("cacr", (0, 1), 2.0, 0.3, 5)
@@ -92,13 +90,12 @@ def test_another_result_has_another_folder(tmp_path: Path) -> None:
         ({"seeds": []}, "seeds is missing"),
         ({"grid": [{"IAIS": []}]}, 'grid has {"IAIS": []}, expected options with a list of values each'),
         ({"grid": [{"IAIS": [None]}, {"IAIS": ["cacr", None]}]}, "grid has IAIS=none twice"),
-        ({"grid": [{"IAIS": ["carc"]}]}, "did you mean 'cacr'?"),
         ({"grid": [{"iais_wait": [1.0]}]}, "unknown key 'iais_wait' (did you mean 'iais_weight'?)"),
         ({"grid": [{"margin": [-1.0]}]}, "margin=-1.0 with"),
         ({"grid": [{"seed": [1]}]}, "seed is given among options or in grid"),
         ({"options": {"output_dir": "x"}}, "output_dir is given among options or in grid"),
         ({"test_txt_db": "nowhere"}, "test_txt_db nowhere: no such file or folder"),
-        ({"winoground_img_db": "x"}, "winoground_examples and winoground_img_db: one is given without the other"),
+        ({"winoground_img_db": "x"}, "winoground_examples and winoground_img_db: only one is given"),
     ],
     ids=str,
 )
@@ -128,7 +125,7 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
         "seed 1, start": "no disk", "seed 1, IAIS=none": "its start failed", "seed 1, IAIS=cacr": "its start failed",
         "seed 2, start": None, "seed 2, IAIS=none": None, "seed 2, IAIS=cacr": None,
     }  # fmt: skip
-    assert all("start" in name for name in done[:1])
+    assert "start" in done[0]
     assert len(done) == 6  # a training and an evaluation each
 
 
@@ -198,19 +195,12 @@ def test_intervals_are_students(freedom: int, t: float) -> None:
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     """Seeds far apart, and a difference that is nearly the same in each; a seed without its baseline is left out."""
     runs = plan(tmp_path, seeds=[1, 2, 3, 4])
-    recall = {(1, None): 0.2, (2, None): 0.5, (3, None): 0.8, (1, "cacr"): 0.25, (2, "cacr"): 0.56, (3, "cacr"): 0.86,
-              (4, "cacr"): 0.1}  # fmt: skip
-    values = {
-        run: {"r_mean": recall[key], "alignment_cacr_L": 0.125}
-        for run in runs
-        if (key := (run.seed, run.options.IAIS)) in recall
-    }
+    recalls = (0.2, 0.25, 0.5, 0.56, 0.8, 0.86, None, 0.1)  # of the baseline and of the other run, seed by seed
+    values = {run: {"r_mean": of_run, "alignment_cacr_L": 0.125} for run, of_run in zip(runs, recalls, strict=True) if of_run}
     baseline, aligned = rows_of(runs, values)
     assert (baseline.seeds, aligned.seeds) == ([1, 2, 3], [1, 2, 3, 4])
     assert baseline.differences == {}
-    difference = aligned.differences["r_mean"]
-    assert difference.values == pytest.approx((0.05, 0.06, 0.06))
-    assert difference.mean == pytest.approx(0.17 / 3)
+    assert aligned.differences["r_mean"].values == pytest.approx((0.05, 0.06, 0.06))
     text = as_markdown(runs, [baseline, aligned], values, {})
     assert "| IAIS=none | 3 | 50.00 ± 30.00 |" in text
     assert "| IAIS=cacr | 3 | +5.67 [+4.23, +7.10] \\* |" in text

@@ -97,11 +97,7 @@ def test_the_curves_of_runs(tmp_path: Path, run: Path) -> None:
     assert len(curves_figure({"without": without}).axes) == 1
 
     main(["run", str(run), "--output", str(tmp_path / "curves.svg")])
-    texts = svg_texts(tmp_path / "curves.svg")
-    assert {str(run), "ranking loss", "R@10", "λ_t × iais_weight"} <= set(texts)
-    main(["run", str(run), "--output", str(tmp_path / "curves.png")])
-    with Picture.open(tmp_path / "curves.png") as picture:
-        assert picture.width > picture.height > 500
+    assert {str(run), "ranking loss", "R@10", "λ_t × iais_weight"} <= set(svg_texts(tmp_path / "curves.svg"))
 
 
 def test_running_mean() -> None:
@@ -130,9 +126,7 @@ def test_running_mean() -> None:
     ],
     ids=str,
 )
-def test_mistakes_with_pairs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], expected: str
-) -> None:
+def test_pair_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], expected: str) -> None:
     assert expected in fails(capsys, main, pair(tmp_path / "pair.png", **changes))
     assert not list(tmp_path.iterdir())
 
@@ -152,7 +146,6 @@ def test_mistakes_with_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     ("paths", "expected"),
     [
         (["a/start/ckpt/best.pt", "a/tuned/ckpt/best.pt"], ["start", "tuned"]),
-        (["a/start", "b/start"], ["a", "b"]),
         (["a/x/1", "a/y/2"], ["x/1", "y/2"]),
         (["a", "a/b"], ["a", "a/b"]),
         (["a/b"], ["a/b"]),
