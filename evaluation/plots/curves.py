@@ -103,9 +103,8 @@ def _colour(number: int) -> tuple[float, ...]:
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Average over a window of a ``WINDOWS``-th of the values, centred on each and shrinking towards the ends: (N,) → (N,)."""
-    count = len(values)
-    index = np.arange(count)
-    reach = np.minimum(np.minimum(index, count - 1 - index), count // (2 * WINDOWS))
+    index = np.arange(len(values))
+    reach = np.minimum(np.minimum(index, index[::-1]), len(values) // (2 * WINDOWS))
     sums = np.concatenate([[0.0], values.cumsum()])
     mean: np.ndarray = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
     return mean
