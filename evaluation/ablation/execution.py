@@ -31,13 +31,11 @@ class Programs:
 
     def run(self, program: str, arguments: Sequence[str], log: Path) -> None:
         """Run a program and append its output to file ``log``. Raises ``ProgramFailed``."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores
+        env = os.environ | {"OMP_NUM_THREADS": "1"}  # the runs share the cores
         command = [sys.executable, str(ROOT / program), *arguments]
         with open(log, "ab") as file:
             begin = file.tell()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env)
             self._running.add(process)
             if self._stopped:  # after `stop` listed the running processes
                 process.terminate()
@@ -93,50 +91,43 @@ def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, progra
     if start is not None and start.exception() is not None:
         raise ProgramFailed(f"its {START} failed")
     log = logs / f"seed-{run.seed}-{run.folder.name}.txt"
-    options = run.options
-    if not _is_trained(run):
+    trained, recalls, winoground = _results(run, grid)
+    if not trained.exists():
         config = log.with_suffix(".json")
-        save_json(config, vars(options))
+        save_json(config, vars(run.options))
         programs.run("train_itm_hard_negatives.py", ["--config", str(config), "--resume"], log)  # or start, if nothing is saved
     model = ["--checkpoint", str(run.weights(grid.checkpoint)), "--train_config", str(run.folder / "log/hps.json")]
-    model += ["--device", options.device, *(["--precision", options.precision] if options.precision else [])]
-    recalls, winoground = _results(run, grid)
+    model += ["--device", run.options.device, *(["--precision", run.options.precision] if run.options.precision else [])]
     if not recalls.exists():
-        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(options.n_workers)]
+        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(run.options.n_workers)]
         programs.run("inf_itm.py", [*databases, *model, "--output_dir", str(recalls.parent)], log)
     if winoground and not winoground.exists():
         examples = ["--examples", grid.winoground_examples or "", "--img_db", grid.winoground_img_db or ""]
         programs.run("scripts/eval_winoground.py", [*examples, *model, "--output_dir", str(winoground.parent)], log)
 
 
-def _is_trained(run: Run) -> bool:
-    return (run.folder / "log/results.json").exists()
-
-
 def is_done(run: Run, grid: Grid) -> bool:
     """Return whether the run has been trained and evaluated."""
-    return _is_trained(run) and all(path.exists() for path in _results(run, grid) if path)
+    return all(path.exists() for path in _results(run, grid) if path)
 
 
-def _results(run: Run, grid: Grid) -> tuple[Path, Path | None]:
-    """The files with the run's recalls and, if the grid asks for them, Winoground scores."""
+def _results(run: Run, grid: Grid) -> tuple[Path, Path, Path | None]:
+    """The last file of the training, and those with the recalls and, if the grid asks for them, the Winoground scores."""
 
     def folder(kind: str, *inputs: Any) -> Path:
         return run.folder / f"{kind}-{grid.checkpoint}-{digest_of(inputs)}"
 
     recalls = folder("test", grid.test_txt_db, grid.test_img_db) / "scores.json"
-    if not grid.winoground_examples:
-        return recalls, None
-    return recalls, folder("winoground", grid.winoground_examples, grid.winoground_img_db) / "winoground.json"
+    winoground = folder("winoground", grid.winoground_examples, grid.winoground_img_db) / "winoground.json"
+    return run.folder / "log/results.json", recalls, winoground if grid.winoground_examples else None
 
 
 def metrics_of(run: Run, grid: Grid) -> dict[str, float]:
     """Read the numbers of a run that is done: recalls, ``winoground_text`` …, ``alignment_singular_L`` … of matched pairs."""
-    recalls, winoground = _results(run, grid)
+    _, recalls, winoground = _results(run, grid)
     scores: dict[str, Any] = read_json(recalls)
-    directions, names = ("txt", "img"), ("r1", "r5", "r10", "r_mean")
-    metrics = {f"{direction}_{name}": scores[f"{direction}_{name}"] for direction in directions for name in names}
-    metrics["r_mean"] = scores["r_mean"]
+    recall_names = [f"{direction}_{name}" for direction in ("txt", "img") for name in ("r1", "r5", "r10", "r_mean")]
+    metrics = {name: scores[name] for name in (*recall_names, "r_mean")}
     if winoground:
         winoground_scores = read_json(winoground)
         metrics |= {f"winoground_{name}": winoground_scores[name] for name in ("text", "image", "group")}

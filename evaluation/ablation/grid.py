@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -18,31 +17,21 @@ START = "start"
 # Options that do not change a run's result; any other option names another run. This is less than what `affects_result=False`
 # covers: a training may be resumed with its databases moved or on another device, but to an ablation these are other runs. A
 # path or a precision missing from a list of exceptions would mix up results, so this list names what is safe to ignore.
-RESULT_NEUTRAL = (
-    *("output_dir", "resume", "save_steps", "keep_checkpoints"),
-    *("n_workers", "pin_mem", "image_cache", "checkpointing"),
-)
+RESULT_NEUTRAL = {"output_dir", "resume", "save_steps", "keep_checkpoints"}
+RESULT_NEUTRAL |= {"n_workers", "pin_mem", "image_cache", "checkpointing"}
 RESERVED = ("seed", "output_dir", "resume", "test_txt_db", "test_img_db")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """The keys of the JSON file (docs/training.md).
+    """The keys of the JSON file (docs/training.md)."""
 
-    Attributes:
-        config: JSON file with the options of every training.
-        start: JSON file of a training whose best checkpoint all runs of a seed start from; trained once per seed.
-        options: options of all runs and of ``start``, such as the databases; they override both files.
-        grid: products, option → values, which override ``options``. The first run is the baseline.
-        checkpoint: which checkpoint of a run is evaluated: the best in validation or the last.
-    """
-
-    config: str = ""
-    start: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    grid: tuple[dict[str, list[Any]], ...] = ()
+    config: str = ""  # JSON file with the options of every training
+    start: str | None = None  # JSON file of a training, once per seed, whose best checkpoint all runs of the seed start from
+    options: dict[str, Any] = field(default_factory=dict)  # of all runs and of `start`; they override both files
+    grid: tuple[dict[str, list[Any]], ...] = ()  # products, option → values, which override `options`; first is the baseline
     seeds: tuple[int, ...] = ()
-    checkpoint: Literal["best", "last"] = "best"
+    checkpoint: Literal["best", "last"] = "best"  # which checkpoint of a run is evaluated: best in validation, or last
     test_txt_db: str = ""
     test_img_db: str = ""
     winoground_examples: str | None = None
@@ -51,9 +40,7 @@ class Grid:
     def __post_init__(self) -> None:
         require(self, "config", "grid", "seeds", "test_txt_db", "test_img_db")
         if bool(self.winoground_examples) != bool(self.winoground_img_db):
-            raise InputError(
-                "winoground_examples and winoground_img_db: one is given without the other, expected both or neither"
-            )
+            raise InputError("winoground_examples and winoground_img_db: only one is given, expected both or neither")
         if len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds is {list(self.seeds)}, expected distinct seeds")
         for name in ("config", "start", "test_txt_db", "test_img_db", "winoground_examples", "winoground_img_db"):
@@ -68,29 +55,17 @@ class Grid:
             if not values or not all(values.values()):
                 raise InputError(f"grid has {json.dumps(values)}, expected options with a list of values each")
 
-    def points(self) -> Iterator[dict[str, Any]]:
-        """The combinations of values in ``grid``, in order."""
-        for values in self.grid:
-            for combination in product(*values.values()):
-                yield dict(zip(values, combination, strict=True))
-
 
 @dataclass(frozen=True)
 class Run:
-    """A training.
+    """A training."""
 
-    Attributes:
-        name: the same for all seeds.
-        digest: of the options that the result depends on.
-        start: the run whose checkpoint this one starts from, if the ablation trains that first.
-    """
-
-    name: str
+    name: str  # the same for all seeds
     seed: int
     folder: Path
     options: MachineOptions
-    digest: str
-    start: Run | None = None
+    digest: str  # of the options that the result depends on
+    start: Run | None = None  # whose checkpoint this one starts from, if the ablation trains that first
 
     def __str__(self) -> str:
         return f"seed {self.seed}, {self.name}"
@@ -101,23 +76,20 @@ class Run:
 
 
 def planned(grid: Grid, path: str | Path, output: Path, options_type: type[MachineOptions]) -> list[Run]:
-    """Return all trainings, seed by seed, each seed's start first.
+    """Return all trainings with the options ``options_type`` for the grid in file ``path``: each seed's start, then its runs.
 
     A run's folder is named after the run and a digest of its options, so that other options get another folder.
-
-    Args:
-        path: of the grid's file, for messages.
-        options_type: the dataclass of a training's options.
 
     Raises:
         InputError: a value is impossible, or a run is listed twice.
     """
     points: dict[str, dict[str, Any]] = {}
-    for point in grid.points():
-        name = ", ".join(f"{option}={_as_text(value)}" for option, value in point.items())
-        if name in points:
-            raise InputError(f"{path}: grid has {name} twice, expected each run once")
-        points[name] = point
+    for values in grid.grid:
+        for combination in product(*values.values()):
+            name = ", ".join(f"{option}={_as_text(value)}" for option, value in zip(values, combination, strict=True))
+            if name in points:
+                raise InputError(f"{path}: grid has {name} twice, expected each run once")
+            points[name] = dict(zip(values, combination, strict=True))
 
     def run(name: str, seed: int, config: str, point: dict[str, Any], start: Run | None = None) -> Run:
         reserved = {"seed": seed, "output_dir": str(output), "resume": None, "test_txt_db": "", "test_img_db": ""}

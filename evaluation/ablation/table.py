@@ -17,43 +17,23 @@ from scipy.stats import t as student_t  # type: ignore[import-untyped]
 from evaluation.ablation.grid import START, Run
 
 LEVEL = 0.95
-RECALLS = {
-    "txt_r1": "TR R@1",
-    "txt_r5": "R@5",
-    "txt_r10": "R@10",
-    "img_r1": "IR R@1",
-    "img_r5": "R@5",
-    "img_r10": "R@10",
-    "r_mean": "mean",
-    "winoground_text": "Winoground text",
-    "winoground_image": "image",
-    "winoground_group": "group",
-}
+RECALLS = {"txt_r1": "TR R@1", "txt_r5": "R@5", "txt_r10": "R@10", "img_r1": "IR R@1", "img_r5": "R@5", "img_r10": "R@10"}
+WINOGROUND = {"winoground_text": "Winoground text", "winoground_image": "image", "winoground_group": "group"}
+SCORES = RECALLS | {"r_mean": "mean"} | WINOGROUND
 ALIGNMENT = "alignment_"
 Metrics = Mapping[Run, Mapping[str, float]]  # of the runs that are done
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds.
+    """A mean over seeds; deviation and interval are None for a single value."""
 
-    Attributes:
-        values: one per seed.
-        deviation: sample standard deviation (n - 1); None for a single value.
-        interval: [low, high] that contains the mean with 95 % confidence; None for a single value.
-    """
-
-    values: tuple[float, ...]
+    values: tuple[float, ...]  # one per seed
     mean: float
-    deviation: float | None
-    interval: tuple[float, float] | None
+    deviation: float | None  # of the sample (n - 1)
+    interval: tuple[float, float] | None  # contains the mean with 95 % confidence
 
     def excludes_zero(self) -> bool:
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        numbers = {"seeds": len(self.values), "mean": self.mean, "standard_deviation": self.deviation}
-        return {**numbers, "interval_95": self.interval and list(self.interval)}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -69,18 +49,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 @dataclass
 class Row:
-    """The results of all runs of one name.
-
-    Attributes:
-        seeds: of the runs that are done.
-        metrics: the mean of each metric over these seeds.
-        differences: the mean of run minus baseline over the seeds that both have; empty for the baseline and the start.
-    """
+    """The results of all runs of one name."""
 
     name: str
-    seeds: list[int]
-    metrics: dict[str, Estimate]
-    differences: dict[str, Estimate]
+    seeds: list[int]  # of the runs that are done
+    metrics: dict[str, Estimate]  # means over these seeds
+    differences: dict[str, Estimate]  # to the baseline, over the seeds that both have; empty for the baseline and the start
 
 
 def rows_of(runs: Sequence[Run], metrics: Metrics) -> list[Row]:
@@ -110,24 +84,22 @@ def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
 def as_json(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, failures: Mapping[Run, str]) -> dict[str, Any]:
     """Return every run with its numbers, or None, and every row."""
     of_runs = [
-        {
-            "name": run.name,
-            "seed": run.seed,
-            "output_dir": str(run.folder),
-            "values": metrics.get(run),
-            "error": failures.get(run),
-        }
+        {"name": run.name, "seed": run.seed, "output_dir": str(run.folder)}
+        | {"values": metrics.get(run), "error": failures.get(run)}
         for run in runs
     ]
     of_rows = [
-        {"name": row.name, "seeds": row.seeds, "metrics": _as_dicts(row.metrics), "differences": _as_dicts(row.differences)}
+        {"name": row.name, "seeds": row.seeds, "metrics": _as_json(row.metrics), "differences": _as_json(row.differences)}
         for row in rows
     ]
     return {"baseline": baseline_of(runs), "runs": of_runs, "rows": of_rows}
 
 
-def _as_dicts(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
-    return {key: value.to_dict() for key, value in estimates.items()}
+def _as_json(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, Any]]:
+    return {
+        key: {"seeds": len(values), "mean": mean, "standard_deviation": deviation, "interval_95": interval}
+        for key, (values, mean, deviation, interval) in estimates.items()
+    }
 
 
 def as_csv(runs: Sequence[Run], metrics: Metrics) -> str:
@@ -143,55 +115,52 @@ def as_csv(runs: Sequence[Run], metrics: Metrics) -> str:
 def as_markdown(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, failures: Mapping[Run, str]) -> str:
     """Return tables of means, of their intervals and of the differences, then what is missing and why."""
     known = next(iter(metrics.values()), {})
-    recalls = {key: title for key, title in RECALLS.items() if key in known}
+    scores = {key: title for key, title in SCORES.items() if key in known}
     alignments = {key: key.removeprefix(ALIGNMENT).replace("_", " ") for key in known if key.startswith(ALIGNMENT)}
-    means = [(row, row.metrics) for row in rows]
-    differences = [(row, row.differences) for row in rows if row.differences]
+    means = {row.name: row.metrics for row in rows}
+    differences = {row.name: row.differences for row in rows if row.differences}
+    compared = (
+        f"**Difference to {baseline_of(runs)}**, paired by seed, with its 95 % interval; \\* where that excludes 0. Among "
+        "many, one in twenty does so by chance."
+    )
     parts = [
         f"{len(metrics)} of {len(runs)} runs. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
-        "caption's image); alignment is the loss of matched pairs, in words (L) and regions (V).",
-        "**Mean ± standard deviation over seeds**",
-        _table(means, recalls, 100, _with_deviation),
-        _table(means, alignments, 1, _with_deviation),
-        "**95 % interval of the mean** (Student's t)",
-        _table(means, recalls, 100, _interval),
-        _table(means, alignments, 1, _interval),
-        f"**Difference to {baseline_of(runs)}**, paired by seed, with its 95 % interval; \\* where that excludes 0. Among "
-        "many, one in twenty does so by chance.",
-        _table(differences, recalls, 100, _with_interval),
-        _table(differences, alignments, 1, _with_interval),
+        "caption's image); alignment is the loss of matched pairs, in words (L) and regions (V)."
     ]
-    missing = [f"- {run}: {failures.get(run, 'not run')}" for run in runs if run not in metrics]
-    if missing:
+    for heading, lines, cell in (
+        ("**Mean ± standard deviation over seeds**", means, _with_deviation),
+        ("**95 % interval of the mean** (Student's t)", means, _interval),
+        (compared, differences, _with_interval),
+    ):
+        parts += [heading, _table(lines, scores, 100, ".2f", cell), _table(lines, alignments, 1, ".4f", cell)]
+    if missing := [f"- {run}: {failures.get(run, 'not run')}" for run in runs if run not in metrics]:
         parts += ["**Missing**", "\n".join(missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-Lines = Sequence[tuple[Row, Mapping[str, Estimate]]]
-Cell = Callable[[Estimate, float, int], str]
+Lines = Mapping[str, Mapping[str, Estimate]]
+Cell = Callable[[Estimate, int, str], str]
 
 
-def _table(lines: Lines, columns: Mapping[str, str], scale: int, cell: Cell) -> str:
+def _table(lines: Lines, columns: Mapping[str, str], scale: int, form: str, cell: Cell) -> str:
     if not (lines and columns):
         return ""
-    digits = 2 if scale == 100 else 4
     table = [f"| run | seeds | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
-    for row, estimates in lines:
-        cells = [cell(estimates[key], scale, digits) if key in estimates else "–" for key in columns]
-        count = len(next(iter(estimates.values())).values) if estimates else 0
-        table.append(f"| {row.name} | {count} | {' | '.join(cells)} |")
+    for name, estimates in lines.items():
+        cells = [cell(estimates[key], scale, form) if key in estimates else "–" for key in columns]
+        count = max((len(value.values) for value in estimates.values()), default=0)
+        table.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return "\n".join(table)
 
 
-def _with_deviation(value: Estimate, scale: float, digits: int) -> str:
-    deviation = "" if value.deviation is None else f" ± {scale * value.deviation:.{digits}f}"
-    return f"{scale * value.mean:.{digits}f}{deviation}"
+def _with_deviation(value: Estimate, scale: int, form: str) -> str:
+    return " ± ".join(f"{scale * number:{form}}" for number in (value.mean, value.deviation) if number is not None)
 
 
-def _interval(value: Estimate, scale: float, digits: int) -> str:
-    return "–" if value.interval is None else "[{}, {}]".format(*(f"{scale * bound:.{digits}f}" for bound in value.interval))
+def _interval(value: Estimate, scale: int, form: str) -> str:
+    return f"[{', '.join(f'{scale * bound:{form}}' for bound in value.interval)}]" if value.interval else "–"
 
 
-def _with_interval(value: Estimate, scale: float, digits: int) -> str:
-    bounds = "" if value.interval is None else " [{}, {}]".format(*(f"{scale * bound:+.{digits}f}" for bound in value.interval))
-    return f"{scale * value.mean:+.{digits}f}{bounds}" + (" \\*" if value.excludes_zero() else "")
+def _with_interval(value: Estimate, scale: int, form: str) -> str:
+    bounds = f" {_interval(value, scale, '+' + form)}" if value.interval else ""
+    return f"{scale * value.mean:+{form}}{bounds}" + (" \\*" if value.excludes_zero() else "")

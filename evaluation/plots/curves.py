@@ -39,12 +39,9 @@ _ABLATION_PANELS = {
 
 
 def curves_figure(runs: Mapping[str, Scalars]) -> Figure:
-    """Draw the scalars of one or more runs, by display name, as ``utils.logging.read_scalars`` returns them.
+    """Draw the scalars (``utils.logging.read_scalars``) of runs by display name: faintly as they are, and their running mean.
 
-    What is recorded at each update is drawn faintly as it is, and as a running mean. Panels without data are left out.
-
-    Raises:
-        InputError: a run has not recorded anything yet.
+    Panels without data are left out. Raises ``InputError`` if a run has not recorded anything yet.
     """
     for name, scalars in runs.items():
         if not any(key.startswith(("train/", "val/")) for key in scalars):
@@ -67,9 +64,8 @@ def _panels(count: int, per_row: int, legend_lines: int = 0) -> tuple[Figure, li
     """A figure with ``count`` axes whose x axis counts updates or layers."""
     columns = min(count, per_row)
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(4.6 * columns, 3.2 * rows + (0.3 + 0.22 * legend_lines) * bool(legend_lines)), layout="constrained"
-    )
+    height = 3.2 * rows + (0.3 + 0.22 * legend_lines) * bool(legend_lines)
+    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
     all_axes = [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
     for axes in all_axes:
         axes.grid(True, axis="y")
@@ -107,26 +103,21 @@ def _colour(number: int) -> tuple[float, ...]:
 
 def running_mean(values: np.ndarray) -> np.ndarray:
     """Average over a window of a ``WINDOWS``-th of the values, centred on each and shrinking towards the ends: (N,) → (N,)."""
-    count = len(values)
-    index = np.arange(count)
-    reach = np.minimum(np.minimum(index, count - 1 - index), count // (2 * WINDOWS))
+    index = np.arange(len(values))
+    reach = np.minimum(np.minimum(index, index[::-1]), len(values) // (2 * WINDOWS))
     sums = np.concatenate([[0.0], values.cumsum()])
     mean: np.ndarray = (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
     return mean
 
 
 def isda_figure(results: Mapping[str, Any]) -> Figure:
-    """Draw a panel per measure of ``evaluation.isda.summary``: its mean by layer with the interval, and its heads as dots.
-
-    The dashed line is the value of even attention.
-    """
+    """Draw each measure of ``evaluation.isda.summary`` by layer: mean, interval, a dot per head; even attention is dashed."""
     layers, even = results["layers"], results["even_attention"]
     names = [name for name in even["interval_95"] if even[name] is not None]
     with style():
         figure, all_axes = _panels(len(names), 2)
         for axes, name in zip(all_axes, names, strict=True):
-            numbers = [entry["layer"] for entry in layers]
-            means = [entry[name] for entry in layers]
+            numbers, means = [entry["layer"] for entry in layers], [entry[name] for entry in layers]
             bounds = np.array([entry["interval_95"][name] or (entry[name], entry[name]) for entry in layers], dtype=float)
             for entry in layers:
                 heads = [head[name] for head in entry.get("heads", ())]
@@ -139,10 +130,7 @@ def isda_figure(results: Mapping[str, Any]) -> Figure:
 
 
 def ablation_figure(rows: Sequence[Row], baseline: str) -> Figure:
-    """Draw what each configuration reached and, below, its difference to the baseline with the same seed.
-
-    A dot is a seed, a bar the mean with its 95 % interval.
-    """
+    """Draw each configuration's seeds as dots and mean with 95 % interval; below, its differences to the baseline."""
     panels = {key: title for key, title in _ABLATION_PANELS.items() if any(key in row.metrics for row in rows)}
     compared = {row.name: row.differences for row in rows if row.differences}
     parts = [{row.name: row.metrics for row in rows}, *([compared] if compared else [])]

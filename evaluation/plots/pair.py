@@ -81,18 +81,10 @@ def pair_figure(
     views: Sequence[str] = ("boxes", "linguistic", "blocks"),
     own_colours: bool = False,
 ) -> Figure:
-    """Draw one pair as several models see it, such as before and after IAIS, side by side.
+    """Draw one pair as several models (display name → attention) see it, side by side, under the caption ``text``.
 
-    Args:
-        attentions: of the same pair, by display name.
-        text: the caption to print at the top.
-        layer, head: as for ``Attention.pair``.
-        views: of ``VIEWS``, from top to bottom.
-        own_colours: scale the colours of each map from its least to its largest value; by default they range from 0 to the
-            largest value in the maps of that kind of all models.
-
-    Raises:
-        InputError: as ``Attention.pair``.
+    ``layer``, ``head`` and ``InputError`` as for ``Attention.pair``; ``views`` of ``VIEWS``, from top to bottom. Colours range
+    from 0 to the largest value in all models' maps of a kind or, with ``own_colours``, from least to largest of each map.
     """
     first = next(iter(attentions.values()))
     boxes = first.image.boxes
@@ -169,7 +161,6 @@ def _maps_panel(by_model: Sequence[Sequence[Sequence[Map]]], own_colours: bool) 
 
 
 def _font_size(cell: float) -> float:
-    """Points of labels beside cells of ``cell`` inches."""
     return min(9.0, 0.7 * 72 * cell)
 
 
@@ -246,8 +237,7 @@ def _block_map(pair: PairAttention, labels: Mapping[Modality, Labels], rows: Mod
 def _alignment_maps(pair: PairAttention, labels: Mapping[Modality, Labels], modality: Modality) -> list[list[Map]]:
     """What singular and distributed alignment (Ren et al. 2021, sections 3.1 and 3.2) compare, with their losses.
 
-    The modality's own attention; the other's between the nearest of its tokens, before the softmax of the loss; and the other's
-    by way of all its tokens.
+    The modality's own attention; the other's between nearest tokens, before the softmax; and the other's via all its tokens.
     """
     other: Modality = "V" if modality == "L" else "L"
     mine, theirs = labels[modality], labels[other]
@@ -258,13 +248,9 @@ def _alignment_maps(pair: PairAttention, labels: Mapping[Modality, Labels], moda
     distances = [f"distance {float(loss(pair, modality)):.4f}" for loss in (singular, distributed)]
     by_one = f"$A_{{{other}{other}}}[i^*, j^*]$  of the nearest {NAMES[other]}, {distances[0]}"
     by_all = f"$A_{{{modality}{other}}} A_{{{other}{modality}}}$  via all {NAMES[other]}, {distances[1]}"
-    return [
-        [
-            _block_map(pair, labels, modality, modality),
-            Map("singular", between_nearest(blocks).numpy(), by_one, by_nearest, Labels(names)),
-            Map(2 * modality, distributed_target(blocks).numpy(), by_all, mine, mine),
-        ]
-    ]
+    own = _block_map(pair, labels, modality, modality)
+    by_singular = Map("singular", between_nearest(blocks).numpy(), by_one, by_nearest, Labels(names))
+    return [[own, by_singular, Map(own.kind, distributed_target(blocks).numpy(), by_all, mine, mine)]]
 
 
 MAPS: dict[str, Callable[[PairAttention, Mapping[Modality, Labels]], list[list[Map]]]] = {

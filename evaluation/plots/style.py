@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from unicodedata import category
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -38,9 +38,7 @@ def style() -> Iterator[None]:
 
 def printable(text: str) -> str:
     """Return ``text`` with U+FFFD for what fonts and XML lack: control characters and halves of surrogate pairs."""
-    return "".join(
-        "\ufffd" if unicodedata.category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter for letter in text
-    )
+    return "".join("\ufffd" if category(letter) in ("Cc", "Cs") or letter in "\ufffe\uffff" else letter for letter in text)
 
 
 def shorten(text: str, letters: int) -> str:
@@ -74,8 +72,7 @@ def check_format(path: str | Path) -> None:
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG or SVG, by the suffix of ``path``, atomically. The same figure gives the same bytes.
 
-    Raises:
-        InputError: the suffix is another one, or the file cannot be written.
+    Raises ``InputError`` if the suffix is another one or the file cannot be written.
     """
     check_format(path)
     suffix = Path(path).suffix.lower()
