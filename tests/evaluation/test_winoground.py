@@ -105,7 +105,7 @@ def test_damaged_lines(tmp_path: Path, line: dict[str, Any], message: str) -> No
         read_examples(path)
 
 
-@pytest.mark.parametrize(("contents", "message"), [("\n\n", "has no example"), ('{"id": 1}', "line 1: .*missing required field")])
+@pytest.mark.parametrize(("contents", "message"), [("\n\n", "has no example"), ('{"id": 1}', "line 1: .*missing required")])
 def test_files_without_examples(tmp_path: Path, contents: str, message: str) -> None:
     path = tmp_path / "examples.jsonl"
     path.write_text(contents)

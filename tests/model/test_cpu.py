@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from data.loader import Loader
 from evaluation.scoring import score_matrix
-from model.cpu import PrepackedLinear, can_prepack, packed_for_inference, recompute_in_backward, recomputed
+from model.cpu import PrepackedLinear, can_prepack, packed_for_inference, recompute_in_backward
 from model.layers import Intermediate
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests.conftest import CPU, Golden
