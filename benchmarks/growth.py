@@ -31,12 +31,7 @@ from model.config import UniterConfig
 from utils.distributed import SingleProcess
 from utils.provenance import ROOT, provenance
 
-NARROW = UniterConfig(img_dim=8)
-
-
-def write_slice(folder: Path, texts: int, images: int) -> None:
-    """Write a slice of a split."""
-    write_data(folder, UniterConfig(), images, texts)
+WIDE, NARROW = UniterConfig(), UniterConfig(img_dim=8)
 
 
 def evaluation(folder: Path) -> str:
@@ -114,8 +109,8 @@ def main() -> None:
     """Measure and print."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for write, measure, sizes in (
-        (write_slice, evaluation, [(200, 200), (400, 400), (1000, 400)]),  # texts, images
-        (write_scores, recall, [(5000, 1000), (25000, 5000)]),
+        (write_data, evaluation, [(WIDE, 200, 200), (WIDE, 400, 400), (WIDE, 400, 1000)]),  # images, texts
+        (write_scores, recall, [(5000, 1000), (25000, 5000)]),  # texts, images
         (write_many, opening, [(100_000,), (1_000_000,)]),
     ):
         for size in sizes:

@@ -28,8 +28,9 @@ def mirror_url(text: str) -> str:
     return text.rstrip("/")
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and complete what is missing."""
     parser = argparse.ArgumentParser(
         prog="scripts/download_itm.sh",
         description="Download and unpack the published archives of image-text retrieval; existing files are not touched.",
@@ -43,18 +44,9 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: expected at least 1")
-    return options
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Complete what is missing."""
-    options = parse_options(arguments)
-    if options.mirror is None and options.folder is None:
-        options.mirror = ORIGINAL
-    paths = DATASETS[options.dataset]
+    mirror = options.mirror or (None if options.folder else ORIGINAL)
     with StopSignal():
-        download(options.storage, paths, options.mirror, options.folder, options.jobs)
+        download(options.storage, DATASETS[options.dataset], mirror, options.folder, options.jobs)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-HOROVOD = pytest.mark.skipif(
-    importlib.util.find_spec("horovod") is None, reason="horovod is not installed: scripts/install_horovod.sh"
-)
+_MISSING = importlib.util.find_spec("horovod") is None
+HOROVOD = pytest.mark.skipif(_MISSING, reason="horovod is not installed: scripts/install_horovod.sh")
 LAUNCHERS = [pytest.param("horovodrun", marks=HOROVOD), "torchrun"]
 _FREE_PORT = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")  # another test run may hold the default one
 _SERVER = multiprocessing.get_context("forkserver")  # runs neither threads nor autograd, which forbid forks
 _SERVER.set_forkserver_preload(["torch._dynamo", "torch.distributed.run", "train_itm_hard_negatives", "inf_itm"])
+Prepare = Callable[[], object]
 
 
 class Forked:
@@ -41,11 +41,7 @@ class Forked:
     """
 
     def __init__(
-        self,
-        module: str,
-        *arguments: str | Path,
-        environment: Mapping[str, str] = ENVIRONMENT,
-        prepare: Callable[[], object] = bool,
+        self, module: str, *arguments: str | Path, environment: Mapping[str, str] = ENVIRONMENT, prepare: Prepare = bool
     ) -> None:
         self.args = [module, *map(str, arguments)]
         self._output = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 - deleted with this object
@@ -68,7 +64,7 @@ class Forked:
         return self._output.read(), None
 
 
-def _become(output: str, args: list[str], environment: dict[str, str], prepare: Callable[[], object]) -> None:
+def _become(output: str, args: list[str], environment: dict[str, str], prepare: Prepare) -> None:
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # the default, instead of the server's
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -91,23 +87,14 @@ Process = subprocess.Popen[str] | Forked
 
 def start(launcher: str, ranks: int, *words: str | Path) -> Process:
     """Start a command on ``ranks`` ranks, or with launcher "" in one process; output and errors come together."""
-    prefix = {
-        "": [],
-        "horovodrun": ["horovodrun", "-np", str(ranks)],
-        "torchrun": ["torchrun", *_FREE_PORT, "--nnodes", "1", "--nproc_per_node", str(ranks), "--no-python"],
-    }[launcher]
-    command = [*prefix, *map(str, words)]
+    command = list(map(str, words))
     if launcher == "torchrun":
-        return Forked("torch.distributed.run", *command[1:])
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+        torchrun = *_FREE_PORT, "--nnodes", "1", "--nproc_per_node", str(ranks), "--no-python"
+        return Forked("torch.distributed.run", *torchrun, *command)
+    if launcher:
+        command = [launcher, "-np", str(ranks), *command]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, **pipes)
 
 
 def finish(process: Process, seconds: float, code: int | None = None) -> str:

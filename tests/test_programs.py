@@ -6,12 +6,10 @@ import errno
 import json
 import os
 import shutil
-import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import lmdb
 import numpy as np
@@ -26,12 +24,17 @@ from data.text_db import TextDatabase, TextDatabaseWriter
 from model.checkpoint import save_checkpoint
 from model.retrieval import RetrievalModel
 from tests.conftest import BUNDLED, GOLDEN, Golden, relative_error
-from tests.processes import Forked, finish, start
+from tests.processes import Forked, finish
 from utils.errors import InputError
 
+DATABASES = BUNDLED.text_db, BUNDLED.image_db
 CHECKPOINT = BUNDLED.folder / "model.pt"
 STATE: dict[str, torch.Tensor] = torch.load(CHECKPOINT, weights_only=True)
 POSITIONS = "uniter.embeddings.position_embeddings.weight"
+
+
+def _words(options: dict[str, object]) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def inference(text_db: Path, image_db: Path, output: Path, golden: Golden = BUNDLED, **changes: object) -> list[str]:
@@ -40,7 +43,7 @@ def inference(text_db: Path, image_db: Path, output: Path, golden: Golden = BUND
         "txt_db": text_db, "img_db": image_db, "checkpoint": golden.folder / "model.pt",
         "model_config": golden.folder / "model.json", "output_dir": output, "n_workers": 0, "device": "cpu",
     }  # fmt: skip
-    return [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))]
+    return _words(options | changes)
 
 
 def training(text_db: Path, image_db: Path, output: Path, *extra: str, **changes: object) -> list[str]:
@@ -51,12 +54,12 @@ def training(text_db: Path, image_db: Path, output: Path, *extra: str, **changes
         "negative_size": 7, "hard_neg_size": 3, "train_batch_size": 2, "num_train_steps": 3,
         "warmup_steps": 1, "valid_steps": 2, "n_workers": 0, "device": "cpu", "inf_minibatch_size": 64, "seed": 5,
     }  # fmt: skip
-    return [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))] + list(extra)
+    return [*_words(options | changes), *extra]
 
 
 def train(output: Path, *extra: str, **changes: object) -> None:
     """Train on the golden databases."""
-    train_itm_hard_negatives.main(training(BUNDLED.text_db, BUNDLED.image_db, output, *extra, **changes))
+    train_itm_hard_negatives.main(training(*DATABASES, output, *extra, **changes))
 
 
 def fails(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], None], arguments: list[str]) -> str:
@@ -138,24 +141,20 @@ def test_the_best_checkpoint_in_validation_is_kept(tmp_path: Path, monkeypatch: 
         assert torch.equal(saved["rank_output.weight"], expected)
 
 
-def test_longer_texts_are_left_out_of_training(tmp_path: Path, few_texts: Path) -> None:
-    train(tmp_path / "run", max_txt_len=15, val_txt_db=few_texts)
-    kept = int((TextDatabase(BUNDLED.text_db).lengths <= 15).sum())
-    assert f" {kept} training texts" in (tmp_path / "run/log/log.txt").read_text()
-
-
 def test_the_log_has_the_error_of_a_failed_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", learning_rate=1e30)
+    options = training(*DATABASES, tmp_path / "run", learning_rate=1e30)
     for output in (fails(capsys, train_itm_hard_negatives.main, options), (tmp_path / "run/log/log.txt").read_text()):
         assert "(peak 1e+30): the score of text '" in output
 
 
-def test_quick_validation_and_random_mining(tmp_path: Path) -> None:
-    train(tmp_path / "run", "--no-full_val", mining="random", inf_minibatch_size=10)
+def test_quick_validation_and_random_mining_without_long_texts(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--no-full_val", mining="random", inf_minibatch_size=10, max_txt_len=15)
     validation = json.loads((tmp_path / "run/log/results.json").read_text())["validation"]
     assert set(validation) == {"img_r1", "img_r5", "img_r10", "img_r_mean", "r_mean"}
     assert validation["img_r10"] == 1  # each text's image is among 10
     assert 0 < validation["img_r1"] < 1
+    kept = int((TextDatabase(BUNDLED.text_db).lengths <= 15).sum())
+    assert f" {kept} training texts" in (tmp_path / "run/log/log.txt").read_text()
 
 
 Score = Callable[..., np.ndarray]
@@ -186,14 +185,12 @@ def test_other_forms_of_the_image_database(tmp_path: Path, score: Score, expecte
     fixed: dict[str, Any] = {"conf_th": -1, "num_bb": 12} if form == "fixed" else {}
     with ImageDatabaseWriter(tmp_path / "db", None if keep_all else BoxRule(**fixed), compressed=compressed) as writer:
         for name in stored.names():
-            image = stored[name]
-            conf = np.full(len(image.boxes), 0.9, np.float16)
-            features, boxes = image.features, image.boxes[:, :6].astype(np.float16)
-            if keep_all:  # boxes that the filter drops
-                conf = np.concatenate([conf, np.full(5, 0.1, np.float16)])
-                features = np.concatenate([features, rng.random((5, features.shape[1])).astype(np.float16)])
-                boxes = np.concatenate([boxes, rng.random((5, 6)).astype(np.float16)])
-            writer.put(name, features, boxes, conf)
+            image, dropped = stored[name], 5 if keep_all else 0
+            conf = np.repeat([0.9, 0.1], [len(image.boxes), dropped])
+            arrays = [
+                np.concatenate([one, rng.random((dropped, one.shape[1]))]) for one in (image.features, image.boxes[:, :6])
+            ]
+            writer.put(name, *(array.astype(np.float16) for array in (*arrays, conf)))
     stored.close()
     scores = score(tmp_path / "out", *(["--compressed_db"] if compressed else []), image_db=tmp_path / "db", **fixed)
     assert np.isfinite(scores).all()
@@ -251,74 +248,62 @@ def test_checkpoints_that_cannot_be_used(
         torch.save({name: tensor for name, tensor in (STATE | change).items() if tensor is not None}, checkpoint)
     elif change is not None:
         torch.save(change, checkpoint)
-    options = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "out", checkpoint=checkpoint, model_config=config)
+    options = inference(*DATABASES, tmp_path / "out", checkpoint=checkpoint, model_config=config)
     line = fails(capsys, inf_itm.main, options)
     assert message in line
     assert "word pieces" in message or str(checkpoint) in line
     assert not (tmp_path / "out").exists()
 
 
-@pytest.fixture
-def databases(tmp_path: Path) -> tuple[Path, Path]:
-    """Copies of the golden databases, to be damaged."""
-    copies = tmp_path / BUNDLED.text_db.name, tmp_path / BUNDLED.image_db.name
-    for original, copy in zip((BUNDLED.text_db, BUNDLED.image_db), copies, strict=True):
-        shutil.copytree(original, copy)
-    return copies
+def test_mistakes_with_databases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text_db, image_db = tmp_path / BUNDLED.text_db.name, tmp_path / BUNDLED.image_db.name
+    shutil.copytree(BUNDLED.text_db, text_db)
+    shutil.copytree(BUNDLED.image_db, image_db)
+    with TextDatabaseWriter(tmp_path / "other.db", json.loads((text_db / "meta.json").read_text())) as writer:
+        writer.put("x", [200], "nowhere.npz")
 
+    def refused(message: object, text: Path = text_db, image: Path = image_db) -> None:
+        assert str(message) in fails(capsys, inf_itm.main, inference(text, image, tmp_path / "out"))
 
-def test_mistakes_with_databases(tmp_path: Path, databases: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    text_db, image_db = databases
-
-    def line(text: Path = text_db, image: Path = image_db) -> str:
-        return fails(capsys, inf_itm.main, inference(text, image, tmp_path / "out"))
-
-    assert str(tmp_path / "none") in line(text=tmp_path / "none")
-    assert str(tmp_path / "none") in line(image=tmp_path / "none")
+    refused(tmp_path / "none", text=tmp_path / "none")
+    refused(tmp_path / "none", image=tmp_path / "none")
+    refused("image 'nowhere.npz'", text=tmp_path / "other.db")
     sidecars = [next(image_db.glob("nbb*.json")), *text_db.glob("*.json")]
     assert len(sidecars) == 5
     for sidecar in sidecars:
         moved = sidecar.rename(tmp_path / "moved.json")
-        assert sidecar.name in line()
+        refused(sidecar.name)
         moved.rename(sidecar)
-    with TextDatabaseWriter(tmp_path / "other.db", json.loads((text_db / "meta.json").read_text())) as writer:
-        writer.put("x", [200], "nowhere.npz")
-    assert "image 'nowhere.npz'" in line(text=tmp_path / "other.db")
-    (text_db / "id2len.json").write_text("{}")
-    assert "empty split" in line()
-    assert not (tmp_path / "out").exists()
-
-
-def test_damaged_databases(tmp_path: Path, databases: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    text_db, image_db = databases
-    options = inference(text_db, image_db, tmp_path / "out")
-    for folder in (text_db, next(image_db.glob("feat_*"))):
-        whole = (folder / "data.mdb").read_bytes()
-        with lmdb.open(str(folder), lock=False) as environment, environment.begin(write=True) as transaction:
+    for file in (text_db / "data.mdb", next(image_db.glob("feat_*/data.mdb"))):
+        whole = file.read_bytes()
+        with lmdb.open(str(file.parent), lock=False) as environment, environment.begin(write=True) as transaction:
             for key in list(transaction.cursor().iternext(values=False)):
                 transaction.put(key, transaction.get(key) if key.startswith(b"__") else b"no record")
-        assert f"{folder}: " in fails(capsys, inf_itm.main, options)
-        (folder / "data.mdb").write_bytes(whole[: len(whole) // 2])
-        assert "truncated" in fails(capsys, inf_itm.main, options)
-        (folder / "data.mdb").write_bytes(whole)
+        refused(f"{file.parent}: ")
+        file.write_bytes(whole[: len(whole) // 2])
+        refused("truncated")
+        file.write_bytes(whole)
+    (text_db / "id2len.json").write_text("{}")
+    refused("empty split")
     assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(*extra: str, **changes: object) -> str:
-        options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", *extra, **changes)
-        return fails(capsys, train_itm_hard_negatives.main, options)
+    run = tmp_path / "run"
 
-    assert "expected more than negative_size 200" in line(negative_size=200)
-    assert "iais_layers names layer 9, expected -3 to 2" in line("--IAIS", "singular", "--iais_layers", "9")
-    assert "did you mean" in line("--lerning_rate", "1")
-    assert "device 'cuda:77' cannot be used" in line(device="cuda:77")
-    assert "fp16 needs a CUDA device" in line(precision="fp16")
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/notes.txt").write_text("mine")
-    assert "holds notes.txt" in line()
-    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+    def refused(message: str, **changes: object) -> None:
+        assert message in fails(capsys, train_itm_hard_negatives.main, training(*DATABASES, run, **changes))
+
+    refused("expected more than negative_size 200", negative_size=200)
+    refused("iais_layers names layer 9, expected -3 to 2", IAIS="singular", iais_layers=9)
+    refused("did you mean", lerning_rate=1)
+    refused("device 'cuda:77' cannot be used", device="cuda:77")
+    refused("fp16 needs a CUDA device", precision="fp16")
+    assert not run.exists()
+    run.mkdir()
+    (run / "notes.txt").write_text("mine")
+    refused("holds notes.txt")
+    assert (run / "notes.txt").read_text() == "mine"
 
 
 def has_learned(run: Path) -> bool:
@@ -343,34 +328,16 @@ def test_bf16_on_the_cpu(tmp_path: Path, few_texts: Path, score: Score, expected
 
 def test_outputs_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    databases = BUNDLED.text_db, BUNDLED.image_db
     for output in (tmp_path / "file", tmp_path / "file/below", tmp_path / "no\0name"):
         for main, options in ((inf_itm.main, inference), (train_itm_hard_negatives.main, training)):
-            assert f"output_dir {str(output)!r}" in fails(capsys, main, options(*databases, output))
+            assert f"output_dir {str(output)!r}" in fails(capsys, main, options(*DATABASES, output))
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "model.pt", STATE)
     before = (tmp_path / "model.pt").read_bytes()
-
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(InputError, match=r"model\.pt: cannot be written \(No space left on device\)"):
         save_checkpoint(tmp_path / "model.pt", STATE)
     assert (tmp_path / "model.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
-
-
-def test_ctrl_c_ends_in_one_line(tmp_path: Path) -> None:
-    options = training(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", num_train_steps=10000, valid_steps=10000)
-    process = start("", 1, sys.executable, "train_itm_hard_negatives.py", *options)
-    log = tmp_path / "run/log/log.txt"
-    while not (log.exists() and "micro-steps" in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    output = finish(process, 60, code=130)
-    assert "interrupted" in output
-    assert "Traceback" not in output

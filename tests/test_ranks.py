@@ -23,6 +23,7 @@ import torch
 from data.batch import AnchorBatch
 from data.datasets import HardNegativeDataset
 from data.loader import Loader
+from data.split import RetrievalSplit
 from evaluation.alignment import alignment_of_positives
 from evaluation.candidates import sampled_candidates
 from evaluation.scoring import score_matrix
@@ -67,11 +68,15 @@ def train(group: ProcessGroup, dropout: float, batches: Iterator[AnchorBatch], *
     return seen
 
 
-def evaluate(group: ProcessGroup, count: int) -> dict[str, Any]:
-    """Return all scores, some of them, and the alignment, of the first ``count`` texts; None on ranks other than 0."""
-    source, model, loader = BUNDLED.source(), BUNDLED.model(), Loader(CPU)
+def first_texts(source: RetrievalSplit, count: int) -> RetrievalSplit:
     source.text_db.ids = source.text_db.ids[:count]
     source.text_db.image_of = source.image_of = source.image_of[:count]
+    return source
+
+
+def evaluate(group: ProcessGroup, count: int) -> dict[str, Any]:
+    """Return all scores, some of them, and the alignment, of the first ``count`` texts; None on ranks other than 0."""
+    source, model, loader = first_texts(BUNDLED.source(), count), BUNDLED.model(), Loader(CPU)
     every = score_matrix(model, source, COMPUTE, loader, group, cache_bytes=400_000)
     some = score_matrix(model, source, COMPUTE, loader, group, candidates=sampled_candidates(source, 5))
     alignment = alignment_of_positives(model, source, COMPUTE, loader, group)

@@ -30,8 +30,9 @@ STEPS = 12
 
 def options(output: Path, *extra: str, **changes: object) -> list[str]:
     """A training of twelve updates with IAIS and dropout, validated twice."""
-    settings = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2, "inf_minibatch_size": 5, "train_batch_size": 1}
-    return training(*DATABASES, output, "--IAIS", "singular", "--no-full_val", *extra, **settings | changes)
+    steps = {"num_train_steps": STEPS, "valid_steps": 7, "save_steps": 2}
+    settings = {**steps, "inf_minibatch_size": 5, "train_batch_size": 1, "IAIS": "singular"}
+    return training(*DATABASES, output, "--no-full_val", *extra, **settings | changes)
 
 
 def train(output: Path, *extra: str, **changes: object) -> None:
@@ -40,6 +41,11 @@ def train(output: Path, *extra: str, **changes: object) -> None:
 
 def fork(arguments: list[str], **how: Any) -> Forked:
     return Forked("train_itm_hard_negatives", *arguments, **how)
+
+
+def kill(process: Forked) -> None:
+    process.kill()
+    finish(process, 10)
 
 
 def states(run: Path) -> list[int]:
@@ -131,13 +137,13 @@ def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code:
     assert 2 <= max(states(tmp_path / "run")) < STEPS
     train(tmp_path / "run", "--resume", **extra)
     assert_same_results(whole, tmp_path / "run")
-    assert scalars(tmp_path / "run", "train/grad_norm") == list(range(1, STEPS + 1))
+    assert scalars(tmp_path / "run") == list(range(1, STEPS + 1))
 
 
 def wait_for_updates(run: Path, count: int) -> None:
     """TensorBoard's events are written after each update."""
     for _ in range(1200):
-        if len(scalars(run, "train/grad_norm")) >= count:
+        if len(scalars(run)) >= count:
             return
         time.sleep(0.05)
     pytest.fail(f"no {count} updates in {run} within 60 s")
@@ -147,10 +153,10 @@ def event_files(run: Path) -> list[Path]:
     return sorted(run.glob("log/events*"), key=lambda path: path.stat().st_mtime_ns)
 
 
-def scalars(run: Path, tag: str) -> list[int]:
-    """The updates for which TensorBoard has this scalar, in the order in which they were written."""
+def scalars(run: Path) -> list[int]:
+    """The updates for which TensorBoard has the gradient's norm, in the order in which they were written."""
     written = [event for path in event_files(run) for event in events(path)]
-    return [event.step for event in written for value in event.summary.value if value.tag == tag]
+    return [event.step for event in written for value in event.summary.value if value.tag == "train/grad_norm"]
 
 
 def events(path: Path) -> list[Event]:
@@ -209,28 +215,23 @@ def test_tensorboard_keeps_what_was_logged_before_a_kill(tmp_path: Path) -> None
     arguments = options(tmp_path / "run", num_train_steps=1000, valid_steps=1000, save_steps=1000)
     process = fork(arguments)
     wait_for_updates(tmp_path / "run", 3)
-    process.kill()
-    finish(process, 10)
-    assert scalars(tmp_path / "run", "train/grad_norm")[:3] == [1, 2, 3]
+    kill(process)
+    assert scalars(tmp_path / "run")[:3] == [1, 2, 3]
     process = fork([*arguments, "--resume"])
     while len(event_files(tmp_path / "run")) < 2:
         time.sleep(0.05)
-    process.kill()
-    finish(process, 10)
+    kill(process)
     opening = events(event_files(tmp_path / "run")[-1])[1]
     assert (opening.step, opening.session_log.status) == (1, SessionLog.START)
 
 
 def test_resuming_a_finished_state_in_another_folder(tmp_path: Path, whole: Path) -> None:
+    best = json.loads((whole / "log/results.json").read_text())["best_update"]
+    assert set(states(whole)) == {best, STEPS - 2, STEPS}, "the best and the last two are kept"
     shutil.copy(whole / f"ckpt/state-{STEPS}.pt", tmp_path / "finished.pt")
     train(tmp_path / "run", "--resume", str(tmp_path / "finished.pt"))
     assert json.loads((tmp_path / "run/log/hps.json").read_text())["resume"] is None
     assert_same_results(whole, tmp_path / "run", states=False)
-
-
-def test_the_last_states_and_the_best_are_kept(whole: Path) -> None:
-    best = json.loads((whole / "log/results.json").read_text())["best_update"]
-    assert set(states(whole)) == {best, STEPS - 2, STEPS}
 
 
 def test_what_may_change_on_resuming(tmp_path: Path, whole: Path) -> None:
@@ -246,54 +247,49 @@ def test_what_may_change_on_resuming(tmp_path: Path, whole: Path) -> None:
 
 
 def test_what_must_not_change_on_resuming(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(*extra: str, **changes: object) -> str:
-        resume = "--resume", str(whole / f"ckpt/state-{STEPS - 2}.pt")
-        return fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", *extra, *resume, **changes))
-
-    changed = "IAIS (was singular, is distributed), learning_rate (was 5e-05, is 0.1)"
-    assert changed in line("--IAIS", "distributed", learning_rate=0.1)
-    assert "precision (was fp32, is bf16)" in line(precision="bf16")
-    assert "seed (was 5, is 6)" in line(seed=6)
-    text_db = tmp_path / "other.db"
+    text_db, state = tmp_path / "other.db", whole / f"ckpt/state-{STEPS - 2}.pt"
     shutil.copytree(DATABASES[0], text_db)
     lengths = json.loads((text_db / "id2len.json").read_text())
     (text_db / "id2len.json").write_text(json.dumps(dict(list(lengths.items())[1:])))
-    message = line(train_txt_dbs=text_db)
-    assert "train_txt_dbs" in message
-    assert "val_txt_db" not in message
+    for changes, message in (
+        (
+            {"IAIS": "distributed", "learning_rate": 0.1},
+            "IAIS (was singular, is distributed), learning_rate (was 5e-05, is 0.1)",
+        ),
+        ({"precision": "bf16"}, "precision (was fp32, is bf16)"),
+        ({"seed": 6}, "seed (was 5, is 6)"),
+        ({"train_txt_dbs": text_db}, "train_txt_dbs"),
+    ):
+        line = fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", resume=state, **changes))
+        assert message in line
+        assert "val_txt_db" not in line
     assert not (tmp_path / "run").exists()
 
 
 def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def line(output: Path, *resume: str | Path) -> str:
-        return fails(capsys, train_itm_hard_negatives.main, options(output, *map(str, resume)))
-
-    assert re.search(rf"holds a run .*state-{STEPS}\.pt.*empty folder.*--resume", line(whole))
-    older = whole / f"ckpt/state-{STEPS - 2}.pt"
-    assert re.search(rf"another state .*state-{STEPS}\.pt.*empty folder", line(whole, "--resume", older))
-    (tmp_path / "half.pt").write_bytes(older.read_bytes()[:100_000])
-    for state, message in (
-        (tmp_path / "nowhere.pt", "no such checkpoint"),
-        (BUNDLED.folder / "model.pt", "not a training state"),
-        (tmp_path / "half.pt", "not a readable checkpoint"),
-    ):
-        assert f"{state}: {message}" in line(tmp_path / "run", "--resume", state)
+    older, newest, copy = f"state-{STEPS - 2}.pt", f"state-{STEPS}.pt", tmp_path / "copy"
+    half = (whole / "ckpt" / newest).read_bytes()[:100_000]
+    shutil.copytree(whole, copy)
+    (copy / "ckpt" / newest).write_bytes(half)
+    (tmp_path / "half.pt").write_bytes(half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
-    assert "holds thesis.tex" in line(tmp_path / "full", "--resume")
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_damaged_state_names_the_one_before(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(whole, tmp_path / "run")
-    newest = tmp_path / f"run/ckpt/state-{STEPS}.pt"
-    newest.write_bytes(newest.read_bytes()[:100_000])
-    message = fails(capsys, train_itm_hard_negatives.main, options(tmp_path / "run", "--resume"))
-    assert f"{newest}: not a readable checkpoint" in message
-    assert f"state-{STEPS - 2}.pt" in message
-    newest.unlink()
-    train(tmp_path / "run", "--resume")
-    assert_same_results(whole, tmp_path / "run")
+    new = tmp_path / "new"
+    for output, resume, message in (
+        (whole, [], rf"holds a run .*{newest}.*empty folder.*--resume"),
+        (whole, ["--resume", whole / "ckpt" / older], rf"another state .*{newest}.*empty folder"),
+        (copy, ["--resume"], rf"{copy}/ckpt/{newest}: not a readable checkpoint.*{older}"),
+        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (new, ["--resume", BUNDLED.folder / "model.pt"], "golden/model.pt: not a training state"),
+        (new, ["--resume", tmp_path / "half.pt"], "half.pt: not a readable checkpoint"),
+        (tmp_path / "full", ["--resume"], "holds thesis.tex"),
+    ):
+        arguments = options(output, *map(str, resume))
+        assert re.search(message, fails(capsys, train_itm_hard_negatives.main, arguments)), message
+    assert not new.exists()
+    (copy / "ckpt" / newest).unlink()
+    train(copy, "--resume")
+    assert_same_results(whole, copy)
 
 
 def test_one_run_at_a_time_per_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,16 +299,8 @@ def test_one_run_at_a_time_per_folder(tmp_path: Path, capsys: pytest.CaptureFixt
     wait_for_updates(tmp_path / "run", 3)  # so that state-2 exists
     assert "another run" in fails(capsys, train_itm_hard_negatives.main, arguments)
     assert process.poll() is None
-    process.kill()
-    finish(process, 10)
+    kill(process)
     assert "learning_rate" in fails(capsys, train_itm_hard_negatives.main, [*arguments, "--learning_rate", "1"])
     process = fork(arguments)
-    wait_for_updates(tmp_path / "run", 1 + len(scalars(tmp_path / "run", "train/grad_norm")))
-    process.kill()
-    finish(process, 10)
-
-
-def test_resuming_in_a_new_folder_starts_a_run(tmp_path: Path, whole: Path) -> None:
-    """A queue can then give the same command each time."""
-    train(tmp_path / "run", "--resume")
-    assert_same_results(whole, tmp_path / "run")
+    wait_for_updates(tmp_path / "run", 1 + len(scalars(tmp_path / "run")))
+    kill(process)

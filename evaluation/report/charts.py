@@ -14,24 +14,8 @@ from evaluation.report.runs import Direction, Extremes, Run
 LEFT, RIGHT, TOP, BOTTOM = 40, 372, 10, 160  # of the plot in a chart of 380 x 200 SVG units, each about a pixel
 _LAST_OF_BIN = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SCORE_BINS = 32
-
-
-class Tick(NamedTuple):
-    """A position on an axis, in SVG units, and its label."""
-
-    at: float
-    label: str
-
-
-class Bar(NamedTuple):
-    """A bar of series ``series``, from 0; ``title`` states its value."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    series: int
-    title: str
+Tick = tuple[float, str]  # its position in SVG units, its label
+Bar = tuple[float, float, float, float, int, str]  # x, y, width, height, number of the run, its value in words
 
 
 class Chart(NamedTuple):
@@ -81,9 +65,9 @@ def rank_chart(names: Sequence[str], counted: RankCounts) -> Chart:
             share, count = float(shares[series, column]), counted.counts[series][column]
             title = f"{name}: rank {label}, {count:,} of {counted.queries:,} queries ({share:.1f} %)"
             x, height = LEFT + (column + 0.1) * pitch + series * width, share * scale
-            bars.append(Bar(x, BOTTOM - height, width, height, series, title))
+            bars.append((x, BOTTOM - height, width, height, series, title))
     # "201–500" is too wide; where a bin starts follows from the one before.
-    x_ticks = [Tick(LEFT + (column + 0.5) * pitch, label.split("–")[-1]) for column, label in enumerate(counted.labels)]
+    x_ticks = [(LEFT + (column + 0.5) * pitch, label.split("–")[-1]) for column, label in enumerate(counted.labels)]
     return Chart("rank of the best right answer, up to", "% of queries", x_ticks, y_ticks, bars, [])
 
 
@@ -91,19 +75,17 @@ def score_chart(extremes: Extremes) -> Chart:
     """Return histograms of the positives' scores and of the hardest negatives' on one axis, in percent of all queries."""
     series = [scores[scores > -np.inf].astype(float) for scores in extremes]
     both = np.concatenate(series)
-    low, high = (float(both.min()), float(both.max())) if len(both) else (0.0, 1.0)
+    low, high = (float(both.min()), float(both.max())) if len(both) else (0.5, 0.5)
     if low == high:
         low, high = low - 0.5, high + 0.5
     shares = [np.histogram(scores, _SCORE_BINS, (low, high))[0] * (100 / len(extremes.positives)) for scores in series]
     scale, y_ticks = _y_axis(max(float(share.max()) for share in shares))
     step = (RIGHT - LEFT) / _SCORE_BINS
-    paths = []
-    for share in shares:
-        outline = "".join(f"V{BOTTOM - value * scale:.1f}h{step:.3f}" for value in share.tolist())
-        paths.append(f"M{LEFT},{BOTTOM}{outline}V{BOTTOM}")
+    outlines = ("".join(f"V{BOTTOM - value * scale:.1f}h{step:.3f}" for value in share.tolist()) for share in shares)
+    paths = [f"M{LEFT},{BOTTOM}{outline}V{BOTTOM}" for outline in outlines]
     across = (RIGHT - LEFT) / (high - low)
     ticks = [tick for tick in _round_numbers(low, high, 5) if low <= tick <= high]
-    x_ticks = [Tick(LEFT + (tick - low) * across, f"{tick:.6g}".replace("-", "−")) for tick in ticks]
+    x_ticks = [(LEFT + (tick - low) * across, f"{tick:.6g}".replace("-", "−")) for tick in ticks]
     return Chart("score", "% of queries", x_ticks, y_ticks, [], paths)
 
 
@@ -111,7 +93,7 @@ def _y_axis(highest: float) -> tuple[float, list[Tick]]:
     """SVG units per percent such that ``highest`` fits, and the ticks."""
     ticks = _round_numbers(0, highest or 1.0, 4)
     scale = (BOTTOM - TOP) / ticks[-1]
-    return scale, [Tick(BOTTOM - tick * scale, f"{tick:.6g}") for tick in ticks]
+    return scale, [(BOTTOM - tick * scale, f"{tick:.6g}") for tick in ticks]
 
 
 def _round_numbers(low: float, high: float, steps: int) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,30 +16,25 @@ from markupsafe import Markup
 
 from data.picture_names import find_pictures
 from data.text_db import TextDatabase
-from evaluation.plots.regions import ASPECT, read_picture
+from evaluation.plots.regions import read_picture
 from evaluation.recall import CUTOFFS
 from evaluation.report.charts import count_ranks, rank_chart, score_chart
-from evaluation.report.queries import Captions, HardQuery, Pair, WordAttention, displayable, hardest_queries, word_attention
+from evaluation.report.queries import Captions, HardQuery, Pair, displayable, hardest_queries, word_attention
 from evaluation.report.runs import COLUMNS, DIRECTIONS, Direction, Extremes, Run, compare, read_runs
 from utils.files import atomic_file, atomic_folder
 
 QUERIES = 50
 THUMBNAIL = 400  # pixels per side, at most
+Thumbnail = tuple[str, int, int]  # its path relative to the page, its width and height in pixels
 _HERE = Path(__file__).parent
 
 
 def write_report(runs: Sequence[Path], output: Path, images: Path | None = None, queries: int = QUERIES) -> None:
     """Write folder ``output``, whose self-contained ``index.html`` is about the output folders of ``inf_itm.py`` in ``runs``.
 
-    Time and memory grow with the largest score matrix, of which one is held at a time, and with ``queries``.
-
-    Args:
-        runs: evaluations of the same texts and images; differences are to the first.
-        images: folder of pictures, for thumbnails.
-        queries: number of hardest queries per direction.
-
-    Raises:
-        InputError: ``output`` exists, a file is missing or damaged, or the runs do not belong together.
+    The runs are of the same texts and images; differences are to the first. ``images`` is a folder of pictures, for thumbnails;
+    ``queries`` the number of hardest queries per direction. Time and memory grow with it and with the largest score matrix, of
+    which one is held at a time. Raises ``InputError`` if ``output`` exists, a file is missing or damaged, or runs do not match.
     """
     with atomic_folder(output) as folder:
         text_db, read = read_runs(runs)
@@ -85,16 +80,8 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
     )
 
 
-class Thumbnail(NamedTuple):
-    """A small copy of a picture: its path relative to the page, and its size in pixels."""
-
-    source: str
-    width: int
-    height: int
-
-
 def _save_thumbnails(pictures: Mapping[str, Path], page: Path) -> dict[str, Thumbnail]:
-    """Write small copies of ``pictures`` (image → file) into ``images/`` in the folder of the page."""
+    """Write small copies of ``pictures`` (image → file) into ``images/`` next to the page."""
     (page / "images").mkdir()
     thumbnails = {}
     for number, (name, path) in enumerate(sorted(pictures.items())):
@@ -103,7 +90,7 @@ def _save_thumbnails(pictures: Mapping[str, Path], page: Path) -> dict[str, Thum
         source = f"images/{number}.jpg"  # the name of an image may be special to a file system or in a URL
         with atomic_file(page / source) as file:
             picture.save(file, "JPEG", quality=82)
-        thumbnails[name] = Thumbnail(source, *picture.size)
+        thumbnails[name] = (source, *picture.size)
     return thumbnails
 
 
@@ -115,39 +102,21 @@ class _View:
     text_db: TextDatabase
     captions: Captions
     thumbnails: Mapping[str, Thumbnail]
-    attention: Sequence[Mapping[Pair, WordAttention]]
+    attention: Sequence[Mapping[Pair, dict[str, Any]]]
 
     def query(self, direction: Direction, number: int, query: HardQuery) -> dict[str, Any]:
-        """A query with its answers by run; ``pairs`` is for the script, the rest for the template."""
         pairs: list[dict[str, Any]] = []
-        runs = []
         for index, run in enumerate(self.runs):
-            answers = []
             for answer, (text, image) in zip(query.answers[index], query.pairs(direction, index), strict=True):
-                facts = {"rank": answer.rank, "score": answer.score, "right": answer.right, "caption": self.captions[text]}
-                answers.append({**facts, "pair": len(pairs), **self.image(image)})
-                pairs.append({"run": run.name, **facts, **self.pair(index, (text, image))})
-            runs.append({"name": run.name, "rank": query.ranks[index], "answers": answers})
+                facts = {"run": run.name, "pair": len(pairs), "caption": self.captions[text], **answer._asdict()}
+                pairs.append({**facts, **self.image(image), "attention": self.attention[index].get((text, image))})
         asked = self.image(query.query) if direction == "txt" else {"caption": self.captions[query.query]}
-        return {"id": f"{direction}-{number}", "asked": asked, "ranks": query.ranks, "runs": runs, "pairs": pairs}
+        return {"id": f"{direction}-{number}", "asked": asked, "ranks": query.ranks, "pairs": pairs}
 
     def image(self, index: int) -> dict[str, Any]:
-        """An image's name, its first caption, and its thumbnail if there is one."""
         name = self.text_db.images[index]
         described = self.captions.of_image(index)
         return {"image": displayable(name), "described": described, "thumbnail": self.thumbnails.get(name)}
-
-    def pair(self, run: int, pair: Pair) -> dict[str, Any]:
-        """The picture and the attention of a pair, null where there is none."""
-        name = self.text_db.images[pair[1]]
-        thumbnail = self.thumbnails.get(name)
-        attention = self.attention[run].get(pair)
-        return {
-            "image": displayable(name),
-            "picture": thumbnail and thumbnail.source,
-            "size": [thumbnail.width, thumbnail.height] if thumbnail else [round(300 * ASPECT), 300],
-            "attention": attention and attention._asdict(),
-        }
 
 
 def _summary(extremes: Extremes) -> dict[str, Any]:

@@ -5,10 +5,10 @@ Shapes: L words, K regions, C candidates. Texts and images are indices into the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from data.image_db import ImageDatabase
 from data.text_db import Text, TextDatabase
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
 from evaluation.recall import UNRANKED
-from evaluation.report.runs import DIRECTIONS, Direction, Run, read_matrix
+from evaluation.report.runs import DIRECTIONS, Direction, Run, read_scores
 from evaluation.retriever import Retriever
 from utils.errors import InputError
 from utils.files import sha256
@@ -59,15 +59,13 @@ def hardest_queries(runs: Sequence[Run], image_of: np.ndarray, count: int) -> di
         mean = np.mean([np.minimum(run.ranks[direction], candidates[direction]) for run in runs], axis=0)
         queries[direction] = [HardQuery(query, [], []) for query in np.argsort(-mean, kind="stable")[:count].tolist()]
     for run in runs:
-        scores = read_matrix(run)
+        scores, _ = read_scores(run.folder)
         for direction in DIRECTIONS:
             for query, ranks, answers in queries[direction]:
                 rank = int(run.ranks[direction][query])
                 ranks.append(None if rank == UNRANKED else rank + 1)
-                if direction == "img":
-                    answers.append(best_answers(scores[query], np.arange(scores.shape[1]) == image_of[query]))
-                else:
-                    answers.append(best_answers(scores[:, query], image_of == query))
+                own = np.arange(scores.shape[1]) == image_of[query] if direction == "img" else image_of == query
+                answers.append(best_answers(scores[query] if direction == "img" else scores[:, query], own))
     return queries
 
 
@@ -82,7 +80,7 @@ def best_answers(scores: np.ndarray, positives: np.ndarray) -> list[Answer]:
 
 
 class Captions:
-    """Captions by the index of their text: the ``raw`` or ``sentence`` of the record, or else its word pieces."""
+    """Captions by the index of their text: the ``raw`` or ``sentence`` of the record, or else its word pieces or their ids."""
 
     def __init__(self, text_db: TextDatabase) -> None:
         self._text_db = text_db
@@ -100,11 +98,9 @@ class Captions:
         return self.of(self._text_db[self._text_db.ids[index]])
 
     def of_image(self, index: int) -> str:
-        """Return the first caption of an image."""
-        return self[self._first_of[index]]
+        return self[self._first_of[index]]  # the first of its captions
 
     def of(self, text: Text) -> str:
-        """Return the caption of ``text``; the ids of its word pieces if nothing else is known."""
         caption = text.caption
         if caption is None:
             ids = text.input_ids.tolist()
@@ -117,22 +113,12 @@ def displayable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-class WordAttention(NamedTuple):
-    """A_LV of the last layer, averaged over heads.
+def word_attention(run: Run, pairs: Collection[Pair], text_db: TextDatabase) -> tuple[dict[Pair, dict[str, Any]], str]:
+    """Compute A_LV of the last layer, averaged over heads, for ``pairs``. If that fails, return no attention and the reason.
 
-    Attributes:
-        words: L word pieces.
-        boxes: K corners x1, y1, x2, y2, in thousandths of the picture.
-        weights: L rows of K, in ten-thousandths; each row sums to 10,000 up to rounding.
+    ``words`` are L word pieces; ``boxes`` K corners x1, y1, x2, y2 in thousandths of the picture; ``weights`` L rows of K in
+    ten-thousandths.
     """
-
-    words: list[str]
-    boxes: list[list[int]]
-    weights: list[list[int]]
-
-
-def word_attention(run: Run, pairs: Collection[Pair], text_db: TextDatabase) -> tuple[Mapping[Pair, WordAttention], str]:
-    """Compute the attention of ``pairs`` with the checkpoint of ``run``. If that fails, return no attention and the reason."""
     options = run.provenance.options
     try:
         if sha256(options.checkpoint) != run.provenance.checkpoint_sha256:
@@ -147,11 +133,11 @@ def word_attention(run: Run, pairs: Collection[Pair], text_db: TextDatabase) -> 
         with closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)) as image_db:
             for text, image in progress_bar(True, iterable=sorted(pairs), desc=f"attention, {run.name}", unit="pair"):
                 attention = retriever.attention(text_db[text_db.ids[text]], image_db[text_db.images[image]], layers=last)
-                maps[text, image] = WordAttention(
-                    [displayable(piece) for piece in attention.pieces],
-                    (1000 * attention.image.boxes[:, :4]).round().astype(int).tolist(),
-                    (10_000 * attention.blocks().LV.exp()).round().int().tolist(),
-                )
+                maps[text, image] = {
+                    "words": [displayable(piece) for piece in attention.pieces],
+                    "boxes": (1000 * attention.image.boxes[:, :4]).round().astype(int).tolist(),
+                    "weights": (10_000 * attention.blocks().LV.exp()).round().int().tolist(),
+                }
     except InputError as error:
         return {}, str(error)
     return maps, ""

@@ -6,7 +6,7 @@ Shapes: T texts, I images. ``img`` is image retrieval, whose queries are the tex
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,8 +28,6 @@ COLUMNS = ("txt_r1", "txt_r5", "txt_r10", "img_r1", "img_r5", "img_r10", "r_mean
 
 
 class Provenance(msgspec.Struct):
-    """The part of the provenance in ``scores.json`` that a report needs."""
-
     options: InferenceOptions
     checkpoint_sha256: str
     precision: str
@@ -38,13 +36,11 @@ class Provenance(msgspec.Struct):
 
 
 class Analysis(msgspec.Struct):
-    """The part of ``evaluation.analysis.analyse`` that a report shows: intervals by the names of the recalls."""
-
-    interval_95: dict[str, list[float | None] | None]
+    interval_95: dict[str, list[float | None] | None]  # by the names of the recalls
 
 
 class Results(msgspec.Struct):
-    """``scores.json``, except for the recalls."""
+    """The part of ``scores.json`` that a report needs, except for the recalls."""
 
     provenance: Provenance
     analysis: Analysis | None = None
@@ -59,15 +55,7 @@ class Extremes(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation.
-
-    Attributes:
-        recalls: the nine of ``evaluation.recall.recalls``.
-        intervals: [low, high] by the names of the recalls, where ``scores.json`` has them.
-        pairs: number of pairs scored.
-        ranks: by direction, the rank of each query, from 0, as in ``evaluation.recall``.
-        extremes: by direction.
-    """
+    """One evaluation; recalls and ranks as in ``evaluation.recall``, [low, high] of recalls, and the number of scored pairs."""
 
     name: str
     folder: Path
@@ -97,28 +85,19 @@ def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
         except msgspec.ValidationError as error:
             raise InputError(f"{file}: {error}; expected the scores.json of inf_itm.py") from error
         text_db = text_db or TextDatabase(results.provenance.options.txt_db)
-        scores, ids = _read_scores(folder)
+        scores, ids = read_scores(folder)
         reference = folders[0] if runs else text_db.path
-        _check_ids(folder, "txt_ids", ids["txt_ids"], text_db.ids, reference)
-        _check_ids(folder, "img_ids", ids["img_ids"], text_db.images, reference)
+        _check_ids(folder / "scores.npz", ids, {"txt_ids": text_db.ids, "img_ids": text_db.images}, reference)
         found = ranks(scores, text_db.image_of)
         measured = recalls(found)
         for key, value in measured.items():
             if saved.get(key) != value:
                 given = f"{key} is {short_repr(saved.get(key))}, scores.npz and {text_db.path} give {value}"
                 raise InputError(f"{file}: {given}; expected files of one evaluation")
-        runs.append(
-            Run(
-                name,
-                folder,
-                measured,
-                results.analysis.interval_95 if results.analysis else {},
-                results.provenance,
-                pairs=int(np.isfinite(scores).sum()),
-                ranks={"img": found.img, "txt": found.txt},
-                extremes=_extremes(scores, text_db.image_of),
-            )
-        )
+        intervals = results.analysis.interval_95 if results.analysis else {}
+        of_queries: dict[Direction, np.ndarray] = {"img": found.img, "txt": found.txt}
+        pairs, extremes = int(np.isfinite(scores).sum()), _extremes(scores, text_db.image_of)
+        runs.append(Run(name, folder, measured, intervals, results.provenance, pairs, of_queries, extremes))
     assert text_db is not None
     return text_db, runs
 
@@ -133,12 +112,8 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return next(names for names in candidates if len(set(names)) == len(names))
 
 
-def read_matrix(run: Run) -> np.ndarray:
-    """Read the scores (T, I) of a run that ``read_runs`` has checked."""
-    return _read_scores(run.folder)[0]
-
-
-def _read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
+def read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """Read the scores (T, I), and ``txt_ids`` and ``img_ids``."""
     file = folder / "scores.npz"
     try:
         with np.load(file, allow_pickle=False) as archive:
@@ -155,14 +130,15 @@ def _read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
     return scores, ids
 
 
-def _check_ids(folder: Path, kind: str, ids: Sequence[str], expected: Sequence[str], reference: Path) -> None:
-    file, things = folder / "scores.npz", "texts" if kind == "txt_ids" else "images"
-    if len(ids) != len(expected):
-        raise InputError(f"{file}: has {len(ids):,} {things}, {reference} has {len(expected):,}; expected the same")
-    for index, (one, other) in enumerate(zip(ids, expected, strict=True)):
-        if one != other:
-            difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
-            raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
+def _check_ids(file: Path, ids: Mapping[str, list[str]], expected: Mapping[str, Sequence[str]], reference: Path) -> None:
+    for kind, things in (("txt_ids", "texts"), ("img_ids", "images")):
+        have, want = ids[kind], expected[kind]
+        if len(have) != len(want):
+            raise InputError(f"{file}: has {len(have):,} {things}, {reference} has {len(want):,}; expected the same")
+        for index, (one, other) in enumerate(zip(have, want, strict=True)):
+            if one != other:
+                difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
+                raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
 
 
 def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extremes]:
@@ -179,19 +155,13 @@ def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extre
 
 
 class Cell(NamedTuple):
-    """A recall in the table of all runs; each of the others may be missing.
-
-    Attributes:
-        difference: to the first run's.
-        difference_interval: 95 % interval of the difference, from resampled images.
-        best: whether no run has a higher recall and some run has a lower one.
-    """
+    """A recall in the table of all runs, with what is known of its interval and of its difference to the first run's."""
 
     value: float
     interval: list[float | None] | None
     difference: float | None
-    difference_interval: list[float] | None
-    best: bool
+    difference_interval: list[float] | None  # 95 %, from resampled images
+    best: bool  # no run has a higher recall and some run has a lower one
 
     @property
     def differs(self) -> bool:

@@ -38,11 +38,11 @@ const percent = (weight) => `${(weight / 100).toFixed(1)}\u202f%`;
 
 // The picture of a pair with its regions; returns what shows a row of weights, in ten-thousandths.
 function drawStage(stage, pair) {
-  const [width, height] = pair.size;
+  const [picture, width, height] = pair.thumbnail ?? [null, 400, 300];
   const canvas = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": pair.image });
   canvas.style.setProperty("--aspect", width / height);
   canvas.append(svg("rect", { class: "ground", width, height }));
-  if (pair.picture) canvas.append(svg("image", { href: pair.picture, width, height }));
+  if (picture) canvas.append(svg("image", { href: picture, width, height }));
   stage.replaceChildren(canvas);
   const regions = (pair.attention?.boxes ?? []).map(([x1, y1, x2, y2], number) => {
     const corner = { x: (x1 / 1000) * width, y: (y1 / 1000) * height };
@@ -103,10 +103,10 @@ function open(pair) {
   part(".meta").textContent = `${pair.image} · ${pair.run} · rank ${pair.rank.toLocaleString("en")}, score ${pair.score.toFixed(3).replace("-", "−")} · ${pair.right ? "✓ right" : "✗ wrong"}`;
   const show = drawStage(part(".stage"), pair);
   part(".words").hidden = part(".told").hidden = !pair.attention;
-  part(".stage").hidden = !pair.attention && !pair.picture;
+  part(".stage").hidden = !pair.attention && !pair.thumbnail;
   part(".legend-note").textContent = pair.attention
     ? "Attention of words to regions in the last layer, mean of its heads; each word’s sums to 100 %. The bolder a box, the more. Boxes are drawn over " +
-      (pair.picture ? "the picture." : "an empty frame of unknown proportions, as there is no picture.")
+      (pair.thumbnail ? "the picture." : "an empty frame of unknown proportions, as there is no picture.")
     : "There is no attention to show for this run; the section Origin says why.";
   const first = pair.attention ? drawWords(part(".words"), part(".told"), pair.attention, show) : part(".close");
   overlay.showModal();

@@ -89,8 +89,8 @@ def write_captions(scene: Scene, relations: int, rng: np.random.Generator) -> li
         pairs = [(order[number % len(order)], order[(number + 1) % len(order)]) for number in range(relations)]
         picked = [(*pair, _any_relation(scene, *pair, rng)) for pair in pairs]
     else:
-        swap = scene.swap
-        both = [(swap.first, swap.second, swap.relation), (swap.second, swap.first, OPPOSITE[swap.relation])]
+        first, relation, second = scene.swap
+        both = [(first, second, relation), (second, first, OPPOSITE[relation])]
         picked = [both[number % 2] for number in range(relations)]
     captions: list[Caption] = []
     while len(captions) < relations:

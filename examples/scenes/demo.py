@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from utils.files import read_json, save_json
 from utils.options import parse_options
 from utils.provenance import ROOT
 
-FINE_TUNINGS = {"without IAIS": ("plain", []), "with IAIS singular": ("singular", ["--IAIS", "singular"])}
+BEST = "ckpt/model_best.pt"
 
 
 def run_demo(seed: int, data: Path = Path("demo")) -> None:
@@ -32,25 +31,24 @@ def run_demo(seed: int, data: Path = Path("demo")) -> None:
     started = time.perf_counter()
     runs, options = data / f"seed-{seed}", ["--seed", str(seed)]
     make_data(data)
-    start = train("training from random negatives", "train-itm-scenes-start", runs / "start", *options, invalidates=runs)
-    checkpoints = {"random negatives (start)": start}
-    for name, (folder, regulariser) in FINE_TUNINGS.items():
-        words = ["--checkpoint", str(start), *options, *regulariser]
-        checkpoints[name] = train(f"fine-tuning {name}", "train-itm-scenes-hn", runs / folder, *words)
-    rows = {name: evaluate(f"evaluation, {name}", data, checkpoint) for name, checkpoint in checkpoints.items()}
-    report, picture = show(data, runs, list(checkpoints.values()))
+    train("training from random negatives", "train-itm-scenes-start", runs / "start", *options, invalidates=runs)
+    options += ["--checkpoint", str(runs / "start" / BEST)]
+    train("fine-tuning without IAIS", "train-itm-scenes-hn", runs / "plain", *options)
+    train("fine-tuning with IAIS singular", "train-itm-scenes-hn", runs / "singular", *options, "--IAIS", "singular")
+    folders = {"random negatives (start)": "start", "without IAIS": "plain", "with IAIS singular": "singular"}
+    rows = {name: evaluate(f"evaluation, {name}", data, runs / folder) for name, folder in folders.items()}
+    report, picture = show(data, runs)
     columns = {
         f"align. {modality}": [f"{row['alignment']['singular'][modality]:.4f}" for row in rows.values()] for modality in "LV"
     }
-    seconds = [read_json(run_of(checkpoint) / "log/seconds.json") for checkpoint in checkpoints.values()]
-    columns["train s"] = [f"{value:.0f}" for value in seconds]
+    columns["train s"] = [f"{read_json(runs / folder / 'log/seconds.json'):.0f}" for folder in folders.values()]
     columns["eval s"] = [f"{row['seconds']:.0f}" for row in rows.values()]
     print("\nTest split of the drawn scenes, 200 images x 5 captions: recall in percent, IAIS loss of positives, time.")
     print("These are drawings: the numbers say nothing about Flickr30k or COCO.\n")
     print(table(rows, columns))
     print(f"\nThis call took {time.perf_counter() - started:.0f} s. It wrote, among others:")
-    for checkpoint in checkpoints.values():
-        print(f"  {checkpoint}  {run_of(checkpoint) / 'log'}  {run_of(checkpoint) / 'test/scores.json'}")
+    for trained in (runs / folder for folder in folders.values()):
+        print(f"  {trained / BEST}  {trained / 'log'}  {trained / 'test/scores.json'}")
     print(f"\nThe report, to open in a browser: {report}")
     print(f"The attention of one test pair without and with IAIS: {picture}")
 
@@ -69,8 +67,8 @@ def make_data(data: Path) -> None:
         run("region features", "scripts/convert_imgdir.py", "--img_dir", scenes / "features", "--output", image_db)
 
 
-def train(title: str, config: str, output: Path, *options: str, invalidates: Path | None = None) -> Path:
-    """Train, unless a run with the same options is finished; return its best checkpoint.
+def train(title: str, config: str, output: Path, *options: str, invalidates: Path | None = None) -> None:
+    """Train, unless a run with the same options is finished.
 
     A new training first deletes the folder ``invalidates``, or else ``output``, of other options or an interrupted call.
     """
@@ -83,31 +81,30 @@ def train(title: str, config: str, output: Path, *options: str, invalidates: Pat
         shutil.rmtree(invalidates or output, ignore_errors=True)
         seconds = run(title, "train_itm_hard_negatives.py", *command)
         save_json(output / "log/seconds.json", seconds)
-    return output / "ckpt/model_best.pt"
 
 
-def evaluate(title: str, data: Path, checkpoint: Path) -> dict[str, Any]:
-    """Evaluate on the test split, unless done; return ``scores.json``."""
-    output = run_of(checkpoint) / "test"
+def evaluate(title: str, data: Path, trained: Path) -> dict[str, Any]:
+    """Evaluate the run in the folder ``trained`` on the test split, unless done; return ``scores.json``."""
+    output = trained / "test"
     if not (output / "scores.json").exists():
         databases = ["--txt_db", data / "txt_db/itm_scenes_test.db", "--img_db", data / "img_db/scenes"]
-        weights = ["--checkpoint", checkpoint, "--train_config", run_of(checkpoint) / "log/hps.json", "--n_workers", "0"]
+        weights = ["--checkpoint", trained / BEST, "--train_config", trained / "log/hps.json", "--n_workers", "0"]
         run(title, "inf_itm.py", *databases, *weights, "--output_dir", output)
     scores: dict[str, Any] = read_json(output / "scores.json")
     return scores
 
 
-def show(data: Path, runs: Path, checkpoints: Sequence[Path]) -> tuple[Path, Path]:
-    """Report on the evaluations, and draw the attention of one test pair in the last two models, without and with IAIS."""
+def show(data: Path, runs: Path) -> tuple[Path, Path]:
+    """Report on the evaluations, and draw the attention of one test pair without and with IAIS."""
     report, picture = runs / "report", runs / "attention.png"
     shutil.rmtree(report, ignore_errors=True)
-    tests = [run_of(checkpoint) / "test" for checkpoint in checkpoints]
+    tests = [runs / name / "test" for name in ("start", "plain", "singular")]
     run("report", "scripts/report.py", *tests, "--images", data / "scenes/images", "--output", report)
     with open(data / "scenes/winoground/examples.jsonl", "rb") as file:
         example = json.loads(next(file))
     pair = ["--text", example["caption_0"], "--image", f"{example['image_0']}.npz", "--images", data / "scenes/images"]
-    boxes = ["--img_db", data / "img_db/scenes", "--train_config", run_of(checkpoints[-1]) / "log/hps.json"]
-    models = ["--checkpoint", *checkpoints[-2:], *boxes]
+    boxes = ["--img_db", data / "img_db/scenes", "--train_config", runs / "singular/log/hps.json"]
+    models = ["--checkpoint", runs / "plain" / BEST, runs / "singular" / BEST, *boxes]
     run("attention of one pair", "scripts/visualize.py", "pair", *models, *pair, "--output", picture)
     return report / "index.html", picture
 
@@ -122,8 +119,3 @@ def run(title: str, program: str, *arguments: str | Path) -> float:
     if done.returncode:
         raise InputError(f"{program} failed with exit code {done.returncode}; fix this and run the demo again to resume it")
     return time.perf_counter() - started
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to."""
-    return checkpoint.parent.parent

@@ -105,10 +105,9 @@ def write_winoground(path: Path, jobs: list[Job], recipe: Recipe) -> int:
     for pair in twins_of(jobs):
         captions = [captions_of(job, scene_of(job, recipe), recipe)[:2] for job in pair]
         for caption_0, caption_1 in zip(*captions, strict=True):
-            images = {"image_0": pair[0].stem, "image_1": pair[1].stem}
+            fixed = {"tag": "Noun Phrase", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": "Object"}
             texts = {"caption_0": caption_0.raw, "caption_1": caption_1.raw}
-            tags = {"tag": "Noun Phrase", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": "Object"}
-            examples.append({"id": len(examples), **images, **texts, **tags})
+            examples.append({"id": len(examples), "image_0": pair[0].stem, "image_1": pair[1].stem, **texts, **fixed})
     path.parent.mkdir()
     path.write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
     return len(examples)

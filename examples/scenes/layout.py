@@ -56,20 +56,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Swap:
-    """Item ``first`` is ``relation`` (such as "left") of item ``second`` in this scene, and the reverse in its twin."""
-
-    first: int
-    second: int
-    relation: str
-
-
-@dataclass(frozen=True)
 class Scene:
-    """The items of one picture. No two share both colour and shape, so that "the red star" is always one item."""
+    """The items of one picture. No two share both colour and shape, so that "the red star" is always one item.
+
+    ``swap`` is (first, "left", second) if item ``first`` is left of item ``second`` here, and the reverse in the twin.
+    """
 
     items: tuple[Item, ...]
-    swap: Swap | None = None
+    swap: tuple[int, str, int] | None = None
 
 
 def relations(first: Box, second: Box) -> list[str]:
@@ -110,12 +104,11 @@ def draw_twins(rng: np.random.Generator, items: tuple[int, int]) -> tuple[Scene,
             twin = list(drawn)
             twin[first] = dataclasses.replace(drawn[first], centre=drawn[second].centre)
             twin[second] = dataclasses.replace(drawn[second], centre=drawn[first].centre)
-            before = relations(drawn[first].box, drawn[second].box)
             after = relations(twin[second].box, twin[first].box)
-            shared = [relation for relation in before if relation in after]
+            shared = [relation for relation in relations(drawn[first].box, drawn[second].box) if relation in after]
             if shared and fits(tuple(twin)):
                 relation = shared[rng.integers(len(shared))]
-                return Scene(drawn, Swap(first, second, relation)), Scene(tuple(twin), Swap(second, first, relation))
+                return Scene(drawn, (first, relation, second)), Scene(tuple(twin), (second, relation, first))
 
 
 def fits(items: tuple[Item, ...]) -> bool:

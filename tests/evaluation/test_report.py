@@ -60,18 +60,20 @@ def save_run(folder: Path, text_db: Path, scores: np.ndarray, **changes: Any) ->
     return folder
 
 
-def make_texts(path: Path, images: int, captions: Callable[[int], str] = "caption {}".format) -> Path:
+def make_texts(path: Path, images: int) -> Path:
     meta = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [106, 28996]}
     with TextDatabaseWriter(path, meta) as writer:
         for number in range(PER_IMAGE * images):
             image = HOSTILE_IMAGE if number < PER_IMAGE else f"photo_{number // PER_IMAGE}.npz"
-            writer.put(str(number), [1000 + number % 9000], image, raw=captions(number))
+            writer.put(
+                str(number), [1000 + number % 9000], image, raw=dict(enumerate(HOSTILE)).get(number, f"caption {number}")
+            )
     return path
 
 
 def two_runs(folder: Path, images: int) -> list[Path]:
     """Write two runs with ``PER_IMAGE`` texts per image: the hostile captions are the hardest, the second run is better."""
-    text_db = make_texts(folder / "texts.db", images, lambda n: HOSTILE[n] if n < len(HOSTILE) else f"caption {n}")
+    text_db = make_texts(folder / "texts.db", images)
     own = np.arange(PER_IMAGE * images), np.arange(PER_IMAGE * images) // PER_IMAGE
     folders = []
     for name, lift in (("plain <b>", 1.5), ("singular", 4.0)):
@@ -91,23 +93,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def golden_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation of the golden model, which is still there."""
-    folder = tmp_path_factory.mktemp("golden") / "evaluated"
-    inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def small(golden_run: Path) -> Path:
-    """The page of ``golden_run``, with pictures of all images but one."""
-    pictures = golden_run.parent / "pictures"
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of an evaluation of the golden model, ../run, with pictures of all images but one."""
+    folder = tmp_path_factory.mktemp("golden")
+    run, output, pictures = folder / "run", folder / "report", folder / "pictures"
+    inf_itm.main(inference(BUNDLED.text_db, BUNDLED.image_db, run))
     pictures.mkdir()
     for number, name in enumerate(TextDatabase(BUNDLED.text_db).images):
         if number:
             Picture.new("RGB", (640, 480), (5 * number, 120, 90)).save(pictures / name.replace(".npz", ".png"))
-    output = golden_run.parent / "report"
-    report.main([str(golden_run), "--output", str(output), "--images", str(pictures), "--queries", "12"])
+    report.main([str(run), "--output", str(output), "--images", str(pictures), "--queries", "12"])
     return output / "index.html"
 
 
@@ -143,11 +138,9 @@ def test_a_large_report_opens_at_once_and_holds_the_right_numbers(visit: Visit, 
     opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
     assert opened.page.locator("#panel-img-1").is_visible()
     assert 0.01 < opened.busy() < 2
-    for row, folder in enumerate(runs):
-        expected = json.loads((folder / "scores.json").read_text())
-        for key in COLUMNS:
-            cell = opened.page.locator(f"table.recalls tbody tr:nth-child({row + 1}) td[data-key={key}] .value")
-            assert cell.inner_text() == f"{100 * expected[key]:.2f}"
+    saved = [json.loads((folder / "scores.json").read_text()) for folder in runs]
+    expected = [f"{100 * of_run[key]:.2f}" for of_run in saved for key in COLUMNS]
+    assert opened.page.locator("table.recalls tbody .value").all_inner_texts() == expected
     assert sum(path.stat().st_size for path in large.parent.rglob("*") if path.is_file()) < 2e6
 
 
@@ -199,21 +192,32 @@ def test_the_keyboard_reaches_everything(visit: Visit, small: Path) -> None:
         assert page.locator("#hard-txt article:visible").get_attribute("id") == f"panel-txt-{number}"
     page.keyboard.press("Tab")
     opener = focused("e.dataset.pair + e.dataset.query")
-    page.keyboard.press("Enter")
-    assert page.locator("#overlay").is_visible()
-    assert focused("e.textContent") == "all words"
-    page.keyboard.press("ArrowRight")
-    assert focused("e.getAttribute('aria-pressed')") == "true"
-    page.keyboard.press("Escape")
-    assert not page.locator("#overlay").is_visible()
-    assert focused("e.dataset.pair + e.dataset.query") == opener
-    page.keyboard.press("Enter")
-    page.locator("#overlay .close").click()
-    assert focused("e.dataset.pair + e.dataset.query") == opener
+    for close in (lambda: page.keyboard.press("Escape"), page.locator("#overlay .close").click):
+        page.keyboard.press("Enter")
+        assert page.locator("#overlay").is_visible()
+        assert focused("e.textContent") == "all words"
+        page.keyboard.press("ArrowRight")
+        assert focused("e.getAttribute('aria-pressed')") == "true"
+        close()
+        assert not page.locator("#overlay").is_visible()
+        assert focused("e.dataset.pair + e.dataset.query") == opener
 
 
-def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, golden_run: Path) -> None:
-    page = visit(small).page
+def test_the_page_and_its_overlay_show_what_the_model_computes(visit: Visit, small: Path) -> None:
+    page, golden_run = visit(small).page, small.parent.with_name("run")
+    expected = json.loads((golden_run / "scores.json").read_text())["analysis"]["interval_95"]
+    for key in COLUMNS:
+        low, high = expected[key]
+        assert f"[{100 * low:.2f} – {100 * high:.2f}]" in page.locator(f"table.recalls td[data-key={key}]").inner_text()
+    page.locator("#panel-img-0 img").first.scroll_into_view_if_needed()
+    loaded = "() => [...document.querySelectorAll('#panel-img-0 img')].every(i => i.complete && i.naturalWidth == 400)"
+    page.wait_for_function(loaded)
+    ((found, shown),) = re.findall(r"(\d+) of the (\d+) images", page.locator("#origin").inner_text())
+    assert 0 <= int(shown) - int(found) <= 1
+    for kind, mark in (("right", "✓"), ("wrong", "✗")):
+        marks = page.locator(f"#panel-img-0 .{kind} .mark").all_inner_texts()
+        assert {mark in text and kind in text for text in marks} == {True}
+
     retriever = Retriever.from_checkpoint(BUNDLED.folder / "model.pt", BUNDLED.folder / "model.json", device="cpu")
     text_db, image_db = TextDatabase(BUNDLED.text_db), ImageDatabase(BUNDLED.image_db)
     _, (run,) = read_runs([golden_run])
@@ -243,53 +247,27 @@ def test_the_overlay_shows_what_the_model_attends_to(visit: Visit, small: Path, 
     np.testing.assert_allclose(corner, [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height], atol=0.5)
 
 
-def test_intervals_thumbnails_and_marks(visit: Visit, small: Path, golden_run: Path) -> None:
-    page = visit(small).page
-    expected = json.loads((golden_run / "scores.json").read_text())["analysis"]["interval_95"]
-    for key in COLUMNS:
-        low, high = expected[key]
-        assert f"[{100 * low:.2f} – {100 * high:.2f}]" in page.locator(f"table.recalls td[data-key={key}]").inner_text()
-    page.locator("#panel-img-0 img").first.scroll_into_view_if_needed()
-    loaded = "() => [...document.querySelectorAll('#panel-img-0 img')].every(i => i.complete && i.naturalWidth == 400)"
-    page.wait_for_function(loaded)
-    note = re.search(r"(\d+) of the (\d+) images", page.locator("#origin").inner_text())
-    assert note is not None
-    assert 0 <= int(note[2]) - int(note[1]) <= 1
-    for kind, mark in (("right", "✓"), ("wrong", "✗")):
-        marks = page.locator(f"#panel-img-0 .{kind} .mark").all_inner_texts()
-        assert marks
-        assert all(mark in text and kind in text for text in marks)
-
-
-def test_light_and_dark_are_both_legible(visit: Visit, small: Path, hostile: Path) -> None:
+@pytest.mark.parametrize("page", ["small", "hostile"])
+def test_a_narrow_window_is_legible_in_light_and_dark(visit: Visit, page: str, request: pytest.FixtureRequest) -> None:
     grounds = []
-    for file, dark in ((small, False), (small, True), (hostile, False), (hostile, True)):
-        opened = visit(file, dark=dark)
+    for dark in (False, True):
+        opened = visit(request.getfixturevalue(page), width=360, height=640, dark=dark)
         grounds.append(opened.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert opened.page.evaluate("document.documentElement.scrollWidth") == 360
+        assert ("◆" in opened.page.locator("#recall tbody").inner_text()) == (page == "hostile")
         measured = opened.contrasts()
-        opened.page.locator(".answer:visible").first.click()
+        opened.page.locator(".answer.right:visible").first.click()
         measured += opened.contrasts()
         assert len(measured) > 100
         assert not [entry for entry in measured if entry[0] < (3 if entry[1] else 4.5)]
-    assert grounds[0] == grounds[2] != grounds[1] == grounds[3]
+        left, right = opened.page.evaluate("[overlay.getBoundingClientRect().left, overlay.getBoundingClientRect().right]")
+        assert 0 <= left < right <= 360 == opened.page.evaluate("document.documentElement.scrollWidth")
+        assert opened.page.evaluate("overlay.scrollWidth <= overlay.clientWidth")
+    assert grounds == ["rgb(251, 251, 250)", "rgb(20, 22, 26)"]
 
 
-def test_a_narrow_window_does_not_scroll_sideways(visit: Visit, small: Path, hostile: Path) -> None:
-    for file in (small, hostile):
-        page = visit(file, width=360, height=640).page
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-        assert ("◆" in page.locator("#recall tbody").inner_text()) == (file == hostile)
-        page.locator(".answer.right:visible").first.click()
-        box = page.locator("#overlay").bounding_box()
-        assert box is not None
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 360
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-        assert page.evaluate("overlay.scrollWidth <= overlay.clientWidth")
-
-
-def test_a_checkpoint_that_has_changed_is_not_used(visit: Visit, golden_run: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(golden_run, tmp_path / "run"))
+def test_a_checkpoint_that_has_changed_is_not_used(visit: Visit, small: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small.parent.with_name("run"), tmp_path / "run"))
     saved = json.loads((run / "scores.json").read_text())
     saved["provenance"]["checkpoint_sha256"] = "0" * 64
     save_json(run / "scores.json", saved)
@@ -364,16 +342,13 @@ def test_comparison_and_rank_counts() -> None:
         assert better[key].difference == runs[2].recalls[key] - runs[0].recalls[key]
         low, high = better[key].difference_interval or (np.nan, np.nan)
         assert low <= (better[key].difference or 0) <= high
-    assert better["r_mean"].best
-    assert better["r_mean"].differs
+    assert (better["r_mean"].best, better["r_mean"].differs) == (True, True)
     assert sum(cell.differs for cell in same.values()) <= 2
-    counted = count_ranks(runs, "img")
-    assert [sum(row) for row in counted.counts] == [1000] * 3
-    assert counted.labels[:3] == ["1", "2–5", "6–10"]
-    assert counted.labels[-1] == "none"
-    for row, run in zip(counted.counts, runs, strict=True):
-        assert sum(row[:2]) / 1000 == run.recalls["img_r5"]
-    assert [row[-1] for row in counted.counts] == [0, 0, 1]
+    labels, counts, queries = count_ranks(runs, "img")
+    assert (*labels[:3], labels[-1]) == ("1", "2–5", "6–10", "none")
+    assert [sum(row) for row in counts] == [queries] * 3 == [1000] * 3
+    assert [sum(row[:2]) / 1000 for row in counts] == [run.recalls["img_r5"] for run in runs]
+    assert [row[-1] for row in counts] == [0, 0, 1]
 
 
 def test_captions_without_a_sentence_are_decoded() -> None:

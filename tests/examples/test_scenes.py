@@ -16,7 +16,8 @@ from PIL import Image
 
 from data.sources.entities import read_annotated
 from evaluation.ablation.grid import Grid, planned
-from examples.scenes.dataset import Recipe, plan, scene_of
+from evaluation.isda import iou
+from examples.scenes.dataset import SPLITS, Recipe, plan, scene_of
 from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
 from examples.scenes.shapes import SHAPES
 from model.iais import REGULARISERS
@@ -25,8 +26,6 @@ from scripts.make_scenes import main
 from tests.processes import ROOT
 from tests.test_programs import fails
 from utils.options import read_json_as
-
-SPLITS = ("train", "val", "test")
 
 
 class Thing(NamedTuple):
@@ -77,15 +76,11 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
     return make(tmp_path_factory.mktemp("mixed"), Recipe(3, twins=0.2), 2, 150, 4, 60)
 
 
-@pytest.fixture(scope="module")
-def relations(tmp_path_factory: pytest.TempPathFactory) -> Scenes:
+@pytest.fixture(scope="module", params=["mixed", "relations"])
+def scenes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, mixed: Scenes) -> Scenes:
+    if request.param == "mixed":
+        return mixed
     return make(tmp_path_factory.mktemp("relations"), Recipe(5, twins=1.0, items=(2, 4), relations=5), 1, 40, 2, 8)
-
-
-@pytest.fixture(params=["mixed", "relations"])
-def scenes(request: pytest.FixtureRequest) -> Scenes:
-    made: Scenes = request.getfixturevalue(request.param)
-    return made
 
 
 NOUN = rf"an? (?:(small|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b"
@@ -179,17 +174,16 @@ def test_winoground_examples_are_the_twins_of_the_test_split(scenes: Scenes) -> 
 
 def test_karpathy_file_and_pictures(scenes: Scenes) -> None:
     document = json.loads((scenes.folder / "dataset_scenes.json").read_text())
-    images = document["images"]
     assert document["dataset"] == "scenes"
-    assert Counter(image["split"] for image in images) == scenes.counts
-    assert [image["imgid"] for image in images] == list(range(sum(scenes.counts.values())))
-    assert [sentence["sentid"] for image in images for sentence in image["sentences"]] == list(range(5 * len(images)))
-    for image in images:
-        assert image["filename"] == f"scenes_{image['imgid']:012d}.jpg"
-        assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
-        for sentence in image["sentences"]:
-            assert sentence["imgid"] == image["imgid"]
-            assert sentence["tokens"] == re.findall(r"[a-z]+", sentence["raw"].lower())
+    assert Counter(image["split"] for image in document["images"]) == scenes.counts
+    for number, image in enumerate(document["images"]):
+        stem, ids = f"scenes_{number:012d}", list(range(5 * number, 5 * number + 5))
+        sentences = [
+            {"tokens": re.findall(r"[a-z]+", raw.lower()), "raw": raw, "imgid": number, "sentid": sentid}
+            for sentid, raw in zip(ids, scenes.captions(stem), strict=True)
+        ]
+        expected = {"filename": f"{stem}.jpg", "imgid": number, "sentids": ids, "sentences": sentences}
+        assert image == {**expected, "split": image["split"]}
         with Image.open(scenes.folder / "images" / image["filename"]) as picture:
             assert (picture.size, picture.mode) == ((WIDTH, HEIGHT), "RGB")
 
@@ -237,25 +231,17 @@ def test_entities_files(scenes: Scenes) -> None:
     assert "--items {} {} --relations {}".format(*scenes.recipe.items, scenes.recipe.relations) in readme
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union."""
-    low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
-    common = np.prod(np.clip(high - low, 0, None))
-    return float(common / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - common))
-
-
 def test_a_linear_probe_reads_shape_colour_and_size(mixed: Scenes) -> None:
     regions, things, held_out = [], [], []
     for stem, present in mixed.things.items():
         with np.load(mixed.folder / f"features/{stem}.npz") as record:
             boxes = record["norm_bb"].astype(float)[:, :4] * [WIDTH, HEIGHT, WIDTH, HEIGHT]
-            for thing in present:
-                overlaps = [overlap(np.array(thing.box), box) for box in boxes]
-                assert max(overlaps) > 0.75, "an item without a region"
-                regions.append(record["features"][int(np.argmax(overlaps))].astype(float))
+            overlaps = iou(np.array([thing.box for thing in present]), boxes)
+            assert (overlaps.max(axis=1) > 0.75).all(), "an item without a region"
+            regions.append(record["features"][overlaps.argmax(axis=1)].astype(float))
         things += present
         held_out += [mixed.images[stem]["split"] == "test"] * len(present)
-    features, test = np.array(regions), np.array(held_out)
+    features, test = np.concatenate(regions), np.array(held_out)
     features -= features[~test].mean(axis=0)
     kernel = features @ features[~test].T
     for attribute, names in (("shape", SHAPES), ("colour", tuple(COLOURS)), ("size", tuple(SIZES))):

@@ -128,12 +128,12 @@ def _changed(generator: random.Random, values: Sequence[Any], others: Sequence[A
 
 def _change_value(generator: random.Random, value: Any, others: Sequence[Any]) -> Any:
     """The value with a part of it replaced or removed, or with a key renamed or doubled."""
-    if not value or not isinstance(value, (dict, list)) or generator.random() < 0.1:
+    if not value or not isinstance(value, (dict, list)) or generator.random() < 0.2:
         return generator.choice(others)
     items = list(value.items() if isinstance(value, dict) else enumerate(value))
     index = generator.randrange(len(items))
     key, part = items[index]
-    kind = generator.choice(("change", "change", "remove", "rename", "double"))
+    kind = generator.choice((*["change"] * 6, "remove", "rename", "double"))
     changed = {
         "change": [(key, _change_value(generator, part, others))],
         "remove": [],

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import hashlib
 import multiprocessing
 import os
 import random
@@ -31,18 +32,12 @@ Errors = tuple[type[Exception], ...]
 
 
 class Outcome(NamedTuple):
-    """What reading one input led to.
-
-    Attributes:
-        kind: ``error`` is an error that the reader documents; a ``finding`` is anything that must not happen.
-        detail: the error, or what happened.
-        memory: the largest growth of the process since its start, in bytes.
-    """
+    """What reading one input led to: an ``error`` is one that the reader documents, a ``finding`` is what must not happen."""
 
     kind: Literal["result", "error", "finding"]
     detail: str
     seconds: float
-    memory: int
+    memory: int  # the largest growth of the process since its start, in bytes
 
 
 class Sandbox:
@@ -56,8 +51,7 @@ class Sandbox:
     """
 
     def __init__(self, read: Read, errors: Errors, memory: int, seconds: float = 5, warm_up: bytes = b"") -> None:
-        self._work = (read, errors, memory, warm_up)
-        self._seconds = seconds
+        self._work, self._seconds = (read, errors, memory, warm_up), seconds
         self._child: Any = None
 
     def __enter__(self) -> Sandbox:
@@ -93,35 +87,29 @@ class Sandbox:
 
 
 def _serve(connection: Connection, others: Connection, read: Read, errors: Errors, memory: int, warm_up: bytes) -> None:
-    others.close()  # so that recv_bytes ends when the parent does
+    others.close()  # so that recv_bytes raises EOFError when the parent ends
     faulthandler.disable()
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(Exception):
         read(warm_up)
-    with open("/proc/self/statm") as file:
-        limit = int(file.read().split()[0]) * resource.getpagesize() + memory
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     gc.freeze()  # no collection touches, and so copies, the parent's objects
     ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # start the peak anew
+    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
     before = _peak_memory()
     connection.send("ready")
-    with contextlib.suppress(EOFError):
-        while True:
-            data = connection.recv_bytes()
-            start = time.monotonic()
-            kind, detail = _outcome(read, data, errors)
-            connection.send((kind, detail, time.monotonic() - start, _peak_memory() - before))
-    os._exit(0)  # without the parent's exit handlers
+    while True:
+        data = connection.recv_bytes()
+        start = time.monotonic()
+        kind, detail = _outcome(read, data, errors)
+        connection.send((kind, detail, time.monotonic() - start, _peak_memory() - before))
 
 
 def _peak_memory() -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:"))
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
 
 
 def _outcome(read: Read, data: bytes, errors: Errors) -> tuple[str, str]:
@@ -155,46 +143,32 @@ class Fuzz:
         share: float = 1.0,
         deaths: Collection[str] = (),
     ) -> None:
-        """Read different inputs, the same ones every time.
+        """Read different inputs that ``make`` makes of the ``sound`` one, the same ones every time.
 
-        Args:
-            read: takes an input's bytes; its result is ignored.
-            make: makes damaged inputs of the ``sound`` one.
-            errors: what the reader documents.
-            memory: maximum growth of the process in bytes.
-            share: share of the inputs, for slow readers and for several files of a database.
-            deaths: what may end the process.
+        ``share`` of the inputs is for slow readers and for several files of a database; ``deaths`` may end the process.
         """
-        kinds, findings, seen = Counter[str](), dict[str, bytes](), set[int]()
-        seconds, peak, inputs = 0.0, 0, round(self.inputs * share)
+        kinds, findings, inputs = Counter[str](), dict[str, bytes](), round(self.inputs * share)
+        outcomes: dict[bytes, Outcome] = {}
         with Sandbox(read, errors, memory, warm_up=sound) as sandbox:
             assert sandbox.run(sound).kind == "result", sandbox.run(sound)
-            for number in range(20 * inputs):
-                data = make(random.Random(number))
-                if len(seen) == inputs or hash(data) in seen:
+            for data in (make(random.Random(number)) for number in range(20 * inputs)):
+                key = hashlib.sha256(data).digest()
+                if len(outcomes) == inputs or key in outcomes:
                     continue
-                seen.add(hash(data))
-                outcome = sandbox.run(data)
+                outcome = outcomes[key] = sandbox.run(data)
                 kind = "death" if outcome.detail in deaths else outcome.kind
                 kinds[kind] += 1
-                seconds, peak = max(seconds, outcome.seconds), max(peak, outcome.memory)
                 if kind == "finding":
                     findings.setdefault(outcome.detail, data)
         counts = " | ".join(f"{kinds[kind]:,}" for kind in ("result", "error", "death", "finding"))
+        seconds, peak = (max(column) for column in list(zip(*outcomes.values(), strict=True))[2:])
         print(f"| {name} | {counts} | {1000 * seconds:.0f} ms | {peak // MIB} MiB | {memory // MIB} MiB |")
         assert not findings, name
         assert kinds["error"], name
-        assert len(seen) == inputs, f"{name}: too few different inputs"
+        assert len(outcomes) == inputs, f"{name}: too few different inputs"
 
     def file(
-        self,
-        name: str,
-        path: Path,
-        load: Callable[[Path], object],
-        make: Make,
-        sound: bytes,
-        named: str = "",
-        **limits: Any,
+        self, name: str, path: Path, load: Callable[[Path], object], make: Make, sound: bytes, named: str = "", **limits: Any
     ) -> None:
         """Fuzz a reader of the file ``path``; its errors must contain ``named``, by default the folder."""
 

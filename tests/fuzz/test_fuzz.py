@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import pickle
-import random
 import shutil
 import zipfile
 from collections import OrderedDict
@@ -39,7 +38,7 @@ from model.config import UniterConfig
 from model.retrieval import RetrievalModel
 from scripts import inspect_db
 from tests.conftest import BUNDLED
-from tests.data.sources.detectors import ROWS, SIZE, Detected, line, save_milvlg, save_mmf
+from tests.data.sources.detectors import ROWS, SIZE, Detected, line, save_milvlg, save_mmf, save_uniter
 from tests.fuzz.mutations import either, json_damaged, json_like, msgpack_like, mutated, then
 from tests.fuzz.sandbox import MIB, Fuzz
 from utils.errors import InputError
@@ -84,12 +83,7 @@ def test_lmdb_files(fuzz: Fuzz, tmp_path: Path) -> None:
         kind, path = load.__name__.removeprefix("read_"), next(copy.rglob("data.mdb"))
         sound = path.read_bytes()
         damaged = mutated(sound, page_bytes=4096)
-
-        def cut(generator: random.Random, sound: bytes = sound) -> bytes:
-            return sound[: generator.randrange(len(sound))]
-
         fuzz.file(f"LMDB file of {kind}", path, load, damaged, sound, share=0.5, deaths=DEATHS)
-        fuzz.file(f"LMDB file of {kind}, cut short", path, load, cut, sound, share=0.1)
         fuzz.file(f"LMDB file of {kind}, inspect_db", path, inspect, damaged, sound, share=0.05)
 
 
@@ -169,29 +163,22 @@ def test_json_files(fuzz: Fuzz, tmp_path: Path) -> None:
     """The JSON files beside the databases, the list of names in one, and the configuration of a model."""
     texts = Path(shutil.copytree(BUNDLED.text_db, tmp_path / "texts"))
     kept = {"meta.json": None, "id2len.json": 10, "txt2img.json": 10, "img2txts.json": 2}  # entries; five texts per image
-    for name, few in kept.items():
-        value = json.loads((texts / name).read_bytes())
-        (texts / name).write_text(json.dumps(dict(list(value.items())[:few])))
-    for name in kept:
-        sound = (texts / name).read_bytes()
-        make = json_damaged(json.loads(sound))
+    values = {name: dict(list(json.loads((texts / name).read_bytes()).items())[:few]) for name, few in kept.items()}
+    for name, value in values.items():
+        (texts / name).write_text(json.dumps(value))
+    for name, value in values.items():
+        make, sound = json_damaged(value), json.dumps(value).encode()
         fuzz.file(f"text database: {name}", texts / name, lambda _: TextDatabase(texts), make, sound, share=0.25)
 
     images = Path(shutil.copytree(BUNDLED.image_db, tmp_path / "images"))
     path = next(images.glob("nbb*.json"))
-    counts = json.loads(path.read_bytes())
-
-    def read_counts(path: Path) -> None:
-        ImageDatabase(images).most_boxes(counts)
-
-    fuzz.file("image database: box counts", path, read_counts, json_damaged(counts), path.read_bytes())
-    names = list(counts)[:10]
-    database = ImageDatabase(images)
-    fuzz("image database: list of names", with_record(database.names), json_damaged(names), json.dumps(names).encode())
-
-    config = (BUNDLED.folder / "model.json").read_bytes()
-    path = tmp_path / "model.json"
-    fuzz.file("model configuration", path, UniterConfig.from_json, json_damaged(json.loads(config)), config)
+    counts, config = json.loads(path.read_bytes()), (BUNDLED.folder / "model.json").read_bytes()
+    names, read_names = list(counts)[:10], with_record(ImageDatabase(images).names)
+    read_counts, damaged = lambda _: ImageDatabase(images).most_boxes(counts), json_damaged(counts)
+    fuzz.file("image database: box counts", path, read_counts, damaged, path.read_bytes())
+    fuzz("image database: list of names", read_names, json_damaged(names), json.dumps(names).encode())
+    damaged = json_damaged(json.loads(config))
+    fuzz.file("model configuration", tmp_path / "model.json", UniterConfig.from_json, damaged, config)
 
 
 def test_annotations(fuzz: Fuzz, tmp_path: Path) -> None:
@@ -202,28 +189,22 @@ def test_annotations(fuzz: Fuzz, tmp_path: Path) -> None:
 
     sentences = [{"raw": f"a dog {number}", "sentid": number, "tokens": ["a", "dog"]} for number in range(3)]
     places = {"train2014/COCO_train2014_000000000042.jpg": "restval", "val2014/77.jpg": "test", "val2014/9.jpg": "train"}
-    images = [
-        {"filename": Path(place).name, "filepath": str(Path(place).parent), "split": split, "sentences": sentences}
-        for place, split in places.items()
-    ]
+    paths = [(Path(place), {"split": split, "sentences": sentences}) for place, split in places.items()]
+    images = [{"filename": path.name, "filepath": str(path.parent), **image} for path, image in paths]
     karpathy = [{"images": images, "dataset": dataset} for dataset in ("coco", "flickr30k", "other")]
     rows = [{"image": f"{number}.png", "caption": f'a "dog", {number}', "split": "test"} for number in range(4)]
     table = "image,caption,split\r\n" + "".join(f'{number}.png,"a ""dog"", {number}",test\r\n' for number in range(4))
-    row = json_like(*rows)
-    lines = then(row, lambda line: b"\n".join([line, json.dumps(rows[0]).encode(), line]))
-    for suffix, sound, make in (
-        ("json", json.dumps(karpathy[0]).encode(), json_like(*karpathy)),
-        ("jsonl", b"\n".join(json.dumps(row).encode() for row in rows), lines),
-        ("csv", table.encode(), None),
+    lines = [json.dumps(row).encode() for row in rows]
+    damaged_lines = then(json_like(*rows), lambda line: b"\n".join([line, lines[0], line]))
+    for suffix, sound, makes in (
+        ("json", json.dumps(karpathy[0]).encode(), [json_like(*karpathy)]),
+        ("jsonl", b"\n".join(lines), [damaged_lines]),
+        ("csv", table.encode(), []),
     ):
-        damaged = mutated(sound)
-        path = tmp_path / f"captions.{suffix}"
-        fuzz.file(f"captions: {suffix}", path, read, either(damaged, make) if make else damaged, sound)
+        fuzz.file(f"captions: {suffix}", tmp_path / f"captions.{suffix}", read, either(mutated(sound), *makes), sound)
+    texts = [text for _, text in ENTITIES.values()]
     for name, (load, text) in ENTITIES.items():
-        make, named = (
-            mutated(*(text.encode() for _, text in ENTITIES.values()), f"{text}\n{text}".encode()),
-            f"{tmp_path / name}: line ",
-        )
+        make, named = mutated(*(seed.encode() for seed in (*texts, f"{text}\n{text}"))), f"{tmp_path / name}: line "
         fuzz.file(f"Flickr30k Entities: {name}", tmp_path / name, load, make, text.encode(), named=named, share=0.5)
 
 
@@ -259,12 +240,8 @@ def test_regions(fuzz: Fuzz, tmp_path: Path) -> None:
     npz, npy, info = (tmp_path / name for name in ("a.npz", "a.npy", "a_info.npy"))
     files: dict[str, list[bytes]] = {"UNITER's npz": [], "MILVLG's npz": [], "MMF's npy": [], "MMF's info": []}
     for one in found:
-        np.savez(npz, features=one.features, norm_bb=one.shares(), conf=one.conf, nbb=np.array(3))
-        files["UNITER's npz"].append(npz.read_bytes())
-        save_milvlg(npz, one)
-        files["MILVLG's npz"].append(npz.read_bytes())
-        save_mmf(npy, one)
-        for name, path in (("MMF's npy", npy), ("MMF's info", info)):
+        for name, save, path in zip(files, (save_uniter, save_milvlg, save_mmf, save_mmf), (npz, npz, npy, info), strict=True):
+            save(npz if path == npz else npy, one)
             files[name].append(path.read_bytes())
     of_info = {"bbox": found[2].boxes, "num_boxes": np.int64(4), "cls_prob": found[2].conf[:, None], "image_width": 640}
     contents = {**of_info, "image_height": 480.0, "others": (1 << 80, "é", None, True, b"\xff", [2.0, (1, 2, 3)])}

@@ -18,7 +18,6 @@ from evaluation.plots.style import short_names
 from scripts.visualize import main
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
-from utils.errors import InputError
 from utils.logging import RunLog, read_scalars
 
 TEXTS = TextDatabase(BUNDLED.text_db)
@@ -118,7 +117,7 @@ def test_running_mean() -> None:
         ({"text": "a dog"}, "text, or txt_db and text_id: expected one of the two"),
         ({"txt_db": None, "text_id": None, "text": "a dog"}, "image is missing"),
         ({"image": "nothing.npz"}, "nothing.npz"),
-        ({"text_id": "nothing"}, "nothing"),
+        ({"text_id": "nobody"}, "nobody"),
         ({"layer": -2}, "layer is -2, expected at least -1"),
         ({"head": 4}, "head 4: expected 0 to 3"),
         ({"show": "boxes|block"}, "did you mean 'blocks'?"),
@@ -138,26 +137,21 @@ def test_mistakes_with_pairs(
 
 
 def test_mistakes_with_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    output = tmp_path / "curves.png"
-    assert "expected the log folder" in fails(capsys, main, ["run", str(tmp_path), "--output", str(output)])
-    assert "is given twice" in fails(capsys, main, ["run", str(run), f"{run}/", "--output", str(output)])
-    with RunLog(tmp_path):
+    (tmp_path / "new/log").mkdir(parents=True)
+    with RunLog(tmp_path / "new/log"):
         pass
-    with pytest.raises(InputError, match="new: nothing recorded yet"):
-        curves_figure({"new": read_scalars(tmp_path)})
-    assert not output.exists()
+    for runs, message in (
+        ([tmp_path], "expected the log folder"),
+        ([run, f"{run}/"], "is given twice"),
+        ([tmp_path / "new"], "nothing recorded yet"),
+    ):
+        assert message in fails(capsys, main, ["run", *map(str, runs), "--output", str(tmp_path / "curves.png")])
+    assert not (tmp_path / "curves.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("paths", "expected"),
-    [
-        (["a/start/ckpt/best.pt", "a/tuned/ckpt/best.pt"], ["start", "tuned"]),
-        (["a/start", "b/start"], ["a", "b"]),
-        (["a/x/1", "a/y/2"], ["x/1", "y/2"]),
-        (["a", "a/b"], ["a", "a/b"]),
-        (["a/b"], ["a/b"]),
-    ],
-    ids=str,
-)
-def test_short_names(paths: list[str], expected: list[str]) -> None:
-    assert short_names(paths) == expected
+def test_short_names() -> None:
+    assert short_names(["a/start/ckpt/best.pt", "a/tuned/ckpt/best.pt"]) == ["start", "tuned"]
+    assert short_names(["a/start", "b/start"]) == ["a", "b"]
+    assert short_names(["a/x/1", "a/y/2"]) == ["x/1", "y/2"]
+    assert short_names(["a", "a/b"]) == ["a", "a/b"]
+    assert short_names(["a/b"]) == ["a/b"]
