@@ -29,14 +29,9 @@ from tests import naive
 from tests.conftest import BUNDLED
 from tests.processes import LAUNCHERS, Forked, die_at_call, finish, run
 from tests.test_programs import fails, inference
+from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
 from utils.errors import InputError
-
-
-def first_texts(split: RetrievalSplit, count: int) -> RetrievalSplit:
-    split.text_db.ids = split.text_db.ids[:count]
-    split.text_db.image_of = split.image_of = split.image_of[:count]
-    return split
 
 
 def ragged_candidates(split: RetrievalSplit) -> Candidates:
