@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evaluation.candidates import Candidates, read_candidates, sampled_candidates
-from evaluation.recall import UNRANKED, ranks, recalls
+from evaluation.recall import ranks, recalls
 from tests.conftest import BUNDLED
 from utils.errors import InputError
 
@@ -45,10 +45,8 @@ def test_reading(tmp_path: Path) -> None:
     [
         ("{", "truncated; expected {"),
         ("[" * 100_000, "; expected {"),
-        ("[1, 2]", "Expected `object`"),
         (b'{"text": "\xff"}', "utf-8"),
         ({"text": 2, "images": []}, "`$.text`; expected {"),
-        ({"text": "t1", "images": "a.npz"}, "`$.images`; expected {"),
         ({"text": "t1", "images": ["a.npz", None]}, "`$.images[1]`; expected {"),
         ({"text": "t1"}, "missing required field `images`"),
         ({"text": "t1", "images": [], "scores": []}, "unknown field `scores`"),
@@ -72,7 +70,6 @@ def test_damaged_lines(tmp_path: Path, damaged: object, message: str) -> None:
 def test_files_without_candidates(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none", "cannot be read (No such file"),
-        (tmp_path, "cannot be read (Is a directory"),
         (written(tmp_path, "", line("t0")), "lists no pair, expected candidates"),
     ):
         with pytest.raises(InputError, match=f"^{path}: {re.escape(message)}"):
@@ -93,13 +90,6 @@ def test_counts_by_hand() -> None:
     assert numbers == ["5", "12", "3", "4", "25.00", "2", "3", "33.33"]
 
 
-def test_pairs_between_some_texts_and_images() -> None:
-    candidates = Candidates.of([[0], [2, 0], [], [1, 4, 3], [4]])
-    texts, images = candidates.between(slice(1, 4), 1, 3)
-    assert list(zip(texts.tolist(), images.tolist(), strict=True)) == [(1, 2), (3, 1), (3, 3)]
-    assert not candidates.between(slice(2, 3), 0, 4)[0].size
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_perfect_scores_reach_the_ceiling_and_no_more(seed: int) -> None:
     """Unlisted positives are misses in both directions, even if nothing else is left in a row or column."""
@@ -111,14 +101,9 @@ def test_perfect_scores_reach_the_ceiling_and_no_more(seed: int) -> None:
         listed = candidates.of_text(text)
         scores[text, listed] = listed == image
     counts, ranked = candidates.counts(image_of), ranks(scores, image_of)
-    assert (ranked.img == UNRANKED).sum() == counts["texts_without_their_image"]
-    assert (ranked.txt == UNRANKED).sum() == counts["images_without_a_text"]
-    assert 0 < counts["at_most"]["txt"] < 1
-    assert 0 < counts["at_most"]["img"] < 1
     for name, recall in recalls(ranked).items():
         if name != "r_mean":
             assert recall == pytest.approx(counts["at_most"][name[:3]])
-    assert ranked.ties == {"txt": 0, "img": 0}
 
 
 @pytest.mark.parametrize("count", [2, 7, 40, 1000])

@@ -11,7 +11,7 @@ import torch
 from data.image_db import Image
 from data.sources.entities import Annotated, parse_caption
 from data.tokenizer import load_tokenizer
-from evaluation.isda import Objects, among_objects, evened, find_objects, iou, isda, measure_isda, regions_of, summary, table
+from evaluation.isda import Objects, among_objects, evened, find_objects, isda, measure_isda, regions_of, summary, table
 from evaluation.plots.curves import isda_figure
 from model.iais import PairAttention
 
@@ -76,25 +76,20 @@ def test_even_attention() -> None:
     assert math.isnan(shared["isda_disjoint"])
 
 
-def test_iou() -> None:
-    boxes = np.array([[0, 0, 0.5, 1], [0.25, 0, 0.75, 1], [0.5, 0.5, 0.5, 0.5]])
-    np.testing.assert_allclose(iou(boxes, boxes), [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 0]])
-
-
 @pytest.mark.parametrize(
     ("widths", "expected"),
     [
         ([0.5, 0.9, 0.49, 1.0], [0, 1, 3]),  # 0.5 or more
         ([0.3, 0.45, 0.45, 0.1], [1]),  # the best one, and the first of two
         ([0.3, 0.1, 0.2], [0]),
-        ([0.29, 0.1, 0.2], []),
+        ([0.29, 0.1, 0.0], []),
     ],
     ids=str,
 )
 def test_regions_of_an_object(widths: list[float], expected: list[int]) -> None:
-    """Regions of these widths and a box of width 1, so that their IoU is their width; another box is elsewhere."""
+    """Regions of these widths and a box of width 1, so that their IoU is their width; another box, of no area, is elsewhere."""
     image = Image("", np.zeros((len(widths), 1)), np.array([[0, 0, width, 1, 0, 0, 0] for width in widths], np.float64))
-    assert np.flatnonzero(regions_of(np.array([[5, 5, 6, 6], [0, 0, 1, 1]], np.float64), image)).tolist() == expected
+    assert np.flatnonzero(regions_of(np.array([[5, 5, 5, 5], [0, 0, 1, 1]], np.float64), image)).tolist() == expected
 
 
 def test_objects_of_a_caption() -> None:
