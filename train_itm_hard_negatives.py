@@ -137,11 +137,7 @@ def compute_settings(options: TrainOptions, config: UniterConfig, group: Process
 
 
 def train(
-    trainer: Trainer,
-    batches: Iterator[AnchorBatch],
-    validate: Callable[[], dict[str, float]],
-    run: RunFolder,
-    stop: StopSignal,
+    trainer: Trainer, batches: Iterator[AnchorBatch], validate: Callable[[], dict[str, float]], run: RunFolder, stop: StopSignal
 ) -> None:
     """Validate if due, otherwise update; then save if due. A signal or a lost rank saves the state and ends the training.
 

@@ -68,12 +68,7 @@ class RunFolder:
     """
 
     def __init__(
-        self,
-        options: TrainOptions,
-        recipe: dict[str, Any],
-        machine: dict[str, Any],
-        config: UniterConfig,
-        group: ProcessGroup,
+        self, options: TrainOptions, recipe: dict[str, Any], machine: dict[str, Any], config: UniterConfig, group: ProcessGroup
     ) -> None:
         self.options, self.recipe, self.machine, self.group = options, recipe, machine, group
         self.path = Path(options.output_dir)

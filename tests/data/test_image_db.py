@@ -303,10 +303,7 @@ CORRUPT_NPZ = [
     (npz_with_header(b"{}", b"", zipfile.ZIP_LZMA), "compressed in an unknown way"),
     (npz(**without("norm_bb")), "has no norm_bb"),
 ]
-UNFILTERED = [
-    (write_msgpack(without("conf")), "has no conf"),
-    (altered(conf=np.ones(3, np.float16)), "conf has shape"),
-]
+UNFILTERED = [(write_msgpack(without("conf")), "has no conf"), (altered(conf=np.ones(3, np.float16)), "conf has shape")]
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.iais import (
-    MODALITIES,
-    REGULARISERS,
-    Blocks,
-    Modality,
-    PairAttention,
-    Regulariser,
-    cacr,
-    distributed,
-    singular,
-)
+from model.iais import MODALITIES, REGULARISERS, Blocks, Modality, PairAttention, Regulariser, cacr, distributed, singular
 from tests import naive
 from tests.conftest import BUNDLED
 from tests.test_programs import training
