@@ -55,13 +55,13 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
     attention, reasons = zip(*(word_attention(*of_run, text_db) for of_run in zip(runs, pairs, strict=True)), strict=True)
     view = _View(runs, text_db, Captions(text_db), thumbnails, attention)
     counted = {direction: count_ranks(runs, direction) for direction in DIRECTIONS}
-    script = (_HERE / "script.js").read_text(encoding="utf-8")
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": _number, "signed": _signed}
     return environment.get_template("template.html").render(
-        style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
+        style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         split=displayable(text_db.path.name),
@@ -114,8 +114,7 @@ class _View:
         return {"id": f"{direction}-{number}", "asked": asked, "ranks": query.ranks, "pairs": pairs}
 
     def image(self, index: int) -> dict[str, Any]:
-        name = self.text_db.images[index]
-        described = self.captions.of_image(index)
+        name, described = self.text_db.images[index], self.captions.of_image(index)
         return {"image": displayable(name), "described": described, "thumbnail": self.thumbnails.get(name)}
 
 

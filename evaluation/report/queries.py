@@ -101,11 +101,8 @@ class Captions:
         return self[self._first_of[index]]  # the first of its captions
 
     def of(self, text: Text) -> str:
-        caption = text.caption
-        if caption is None:
-            ids = text.input_ids.tolist()
-            caption = self._tokenizer.decode(ids) if self._tokenizer else " ".join(map(str, ids))
-        return displayable(caption)
+        ids = text.input_ids.tolist()
+        return displayable(text.caption or (self._tokenizer.decode(ids) if self._tokenizer else " ".join(map(str, ids))))
 
 
 def displayable(text: str) -> str:

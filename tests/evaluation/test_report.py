@@ -133,27 +133,26 @@ def test_a_large_report_opens_at_once_and_holds_the_right_numbers(visit: Visit, 
     started = time.process_time()
     write_report(runs, tmp_path / "report")
     assert time.process_time() - started < 5
-    large = tmp_path / "report/index.html"
-    opened = visit(large)
+    opened = visit(tmp_path / "report/index.html")
     opened.page.locator("#hard-img [role=listbox]").press("ArrowDown")
     assert opened.page.locator("#panel-img-1").is_visible()
     assert 0.01 < opened.busy() < 2
     saved = [json.loads((folder / "scores.json").read_text()) for folder in runs]
     expected = [f"{100 * of_run[key]:.2f}" for of_run in saved for key in COLUMNS]
     assert opened.page.locator("table.recalls tbody .value").all_inner_texts() == expected
-    assert sum(path.stat().st_size for path in large.parent.rglob("*") if path.is_file()) < 2e6
+    assert sum(path.stat().st_size for path in (tmp_path / "report").rglob("*") if path.is_file()) < 2e6
 
 
 def test_hostile_captions_are_text(visit: Visit, hostile: Path) -> None:
     opened = visit(hostile)
     page = opened.page
     options = page.locator("#hard-img [role=option] bdi")
-    assert [options.nth(number).text_content() for number in range(len(HOSTILE))] == HOSTILE
-    for number in range(len(HOSTILE)):
+    assert options.all_text_contents() == HOSTILE
+    for number, caption in enumerate(HOSTILE):
         options.nth(number).click()
-        assert page.locator(f"#panel-img-{number} h3").text_content() == HOSTILE[number]
+        assert page.locator(f"#panel-img-{number} h3").text_content() == caption
         page.locator(f"#panel-img-{number} .answer.right").first.click()
-        assert page.locator("#overlay h2").text_content() == HOSTILE[number]
+        assert page.locator("#overlay h2").text_content() == caption
         page.keyboard.press("Escape")
     assert HOSTILE_IMAGE in page.locator("#panel-img-0 .answer.right").first.inner_text()
     assert "plain <b>/test" in page.locator("#recall tbody").inner_text()
@@ -232,8 +231,7 @@ def test_the_page_and_its_overlay_show_what_the_model_computes(visit: Visit, sma
     right.click()
     words = page.locator("#overlay .words button")
     assert words.all_text_contents() == ["all words", *attention.pieces]
-    two_best = np.sort(weights, axis=1)[:, -2:]
-    word = int((two_best[:, 1] - two_best[:, 0]).argmax())
+    word = int(np.diff(np.sort(weights, axis=1))[:, -1].argmax())  # its two best regions are farthest apart
     words.nth(word + 1).hover()
     best = int(weights[word].argmax())
     told = page.locator("#overlay .told").inner_text()
