@@ -124,6 +124,16 @@ def test_congruence_has_no_gradient_across(modality: Modality) -> None:
     assert not cacr(PairAttention(scores, "L", 0), modality).requires_grad
 
 
+def test_per_head_and_averaged_attention() -> None:
+    scores = random_scores()
+    pair = PairAttention.of_map(scores, WORDS + 2, layer=7)
+    assert (pair.layer, pair.seen_from("V").layer, pair.seen_from("V").modality) == (7, 7, "V")
+    words_to_regions = scores[:, 1 : WORDS + 1, WORDS + 2 :].softmax(dim=-1)
+    torch.testing.assert_close(pair.per_head().cross.exp(), words_to_regions)
+    torch.testing.assert_close(pair.head_mean().cross.exp(), words_to_regions.mean(dim=0))
+    assert torch.equal(pair.seen_from("V").head_mean().cross_back, pair.head_mean().cross)
+
+
 def test_a_new_regulariser_is_one_function(tmp_path: Path) -> None:
     """The ten lines of README, appended to a copy of the tree: the copy trains with them and tests them."""
     (lines,) = re.findall(r"```python\n(@regulariser\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

@@ -121,6 +121,16 @@ def test_chunk_bounds_change_nothing(model: RetrievalModel, compute: ComputeSett
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_requesting_maps_changes_no_score(model: RetrievalModel, compute: ComputeSettings) -> None:
+    batch = random_batch(3, ALL)
+    with torch.no_grad():
+        plain = model(batch, compute)
+        requested = model(batch, compute, MapRequest([0, 5], [0, 1, 2]))
+    assert torch.equal(plain.scores, requested.scores)
+    assert not plain.maps
+    assert sorted(requested.maps) == [0, 1, 2]
+
+
 def test_every_pair_is_in_exactly_one_chunk_within_bounds() -> None:
     texts, images = torch.tensor(TEXT_LENGTHS) + 2, torch.tensor(IMAGE_LENGTHS)
     for size in (ChunkSize(300, 4), ChunkSize(64, 100), ChunkSize(1, 1)):
