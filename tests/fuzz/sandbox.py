@@ -46,7 +46,7 @@ class Sandbox:
     Args:
         errors: the exceptions that ``read`` documents.
         memory: maximum growth of the child in bytes, all mappings counted; a MemoryError beyond it is a finding.
-        seconds: time limit per input.
+        seconds: limit of processor time per input.
         warm_up: an input to read before the child's size is measured.
     """
 
@@ -75,9 +75,10 @@ class Sandbox:
         start = time.monotonic()
         try:
             self._connection.send_bytes(data)
-            if self._connection.poll(self._seconds):
-                return Outcome(*self._connection.recv())
             detail = f"took over {self._seconds} seconds"
+            if self._connection.poll(4 * self._seconds):  # the processor may be shared
+                outcome = Outcome(*self._connection.recv())
+                return outcome if outcome.seconds <= self._seconds else outcome._replace(kind="finding", detail=detail)
         except (EOFError, OSError):
             self._child.join()
             code = self._child.exitcode
@@ -103,9 +104,10 @@ def _serve(connection: Connection, others: Connection, read: Read, errors: Error
     connection.send("ready")
     while True:
         data = connection.recv_bytes()
-        start = time.monotonic()
+        Path("/proc/self/clear_refs").write_text("5")  # receiving holds the input twice
+        start = time.process_time()
         kind, detail = _outcome(read, data, errors)
-        connection.send((kind, detail, time.monotonic() - start, _peak_memory() - before))
+        connection.send((kind, detail, time.process_time() - start, _peak_memory() - before))
 
 
 def _peak_memory() -> int:
