@@ -95,7 +95,7 @@ def opening(folder: Path) -> str:
         worker = max(_private_megabytes(child) for child in children)
     return (
         f"{len(split.text_db):,} texts: open in {opened:.1f} s, first halves after {first:.1f} s; {peak / 1e6:.0f} MB at the "
-        f"peak, {held / 1e6:.0f} MB held; a loader worker has {worker:.0f} MB of its own"
+        f"peak, {held / 1e6:.0f} MB held; a loader worker owns {worker:.0f} MB"
     )
 
 

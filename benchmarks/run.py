@@ -3,7 +3,7 @@
     python benchmarks/run.py                                     UNITER-base in fp32 and in the machine's half precision
     python benchmarks/run.py --models tiny base large --json results.json
 
-Data are random, of Flickr30k's sizes, in a real database. Each measurement has a process of its own. Program and reference
+Data are random, of Flickr30k's sizes, in a real database. Each measurement has a separate process. Program and reference
 take turns, since a shared machine has slow minutes, and the best turn counts.
 """
 
