@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
     kind: Literal["result", "error", "finding"]
     detail: str
     seconds: float
-    memory: int  # the largest growth of the process since its start, in bytes
+    memory: int  # the largest growth of the process while it read the input, in bytes
 
 
 class Sandbox:
@@ -45,9 +45,9 @@ class Sandbox:
 
     Args:
         errors: the exceptions that ``read`` documents.
-        memory: maximum growth of the child in bytes, all mappings counted; a MemoryError beyond it is a finding.
+        memory: maximum growth of the child per input in bytes, all mappings counted; a MemoryError beyond it is a finding.
         seconds: limit of processor time per input.
-        warm_up: an input to read before the child's size is measured.
+        warm_up: an input to read first, so that what is loaded once is not counted.
     """
 
     def __init__(self, read: Read, errors: Errors, memory: int, seconds: float = 5, warm_up: bytes = b"") -> None:
@@ -95,19 +95,23 @@ def _serve(connection: Connection, others: Connection, read: Read, errors: Error
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(Exception):
         read(warm_up)
-    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + memory
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     gc.freeze()  # no collection touches, and so copies, the parent's objects
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-    before = _peak_memory()
     connection.send("ready")
     while True:
         data = connection.recv_bytes()
-        Path("/proc/self/clear_refs").write_text("5")  # receiving holds the input twice
-        start = time.process_time()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; receiving holds the input twice
+        before, start = _peak_memory(), time.process_time()
+        _limit_growth(memory)
         kind, detail = _outcome(read, data, errors)
+        _limit_growth(None)
         connection.send((kind, detail, time.process_time() - start, _peak_memory() - before))
+
+
+def _limit_growth(memory: int | None) -> None:
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft = resource.RLIM_INFINITY if memory is None else size + memory
+    resource.setrlimit(resource.RLIMIT_AS, (soft, resource.RLIM_INFINITY))
 
 
 def _peak_memory() -> int:
