@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once where nothing can be lost, otherwise once the work at hand is done."""
+"""SIGTERM, SIGHUP and Ctrl-C: at once where nothing can be lost, otherwise once the work at hand is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from utils.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_KEY = 1.0  # seconds within which one Ctrl-C may arrive twice, from the terminal and from the launcher
 
 
@@ -77,6 +77,16 @@ def killable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Delay signals in this thread, and in a child process that starts within the block until it ignores them."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def leave_to_parent() -> None:
