@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
             device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-            loader = Loader(device, options.n_workers, options.pin_mem)
+            loader = Loader(device, options.workers, options.pin_mem)
             config = UniterConfig.from_json(options.architecture)
             chunk = ChunkSize.for_device(device, config.intermediate_size, options.batch_size)
             compute = ComputeSettings(precision, chunk, prepare=packed_for_inference)

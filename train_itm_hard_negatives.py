@@ -17,7 +17,7 @@ import torch
 from data.batch import AnchorBatch
 from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
-from data.loader import Loader
+from data.loader import Loader, ReadingFailed
 from data.split import RetrievalSplit
 from evaluation.candidates import sampled_candidates
 from evaluation.recall import ranks, recalls, sampled_recalls, table
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
             config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
             compute = compute_settings(options, config, group)
             device = compute.precision.device
-            loader = Loader(device, options.n_workers, options.pin_mem)
+            loader = Loader(device, options.workers, options.pin_mem)
 
             def open_split(txt_db: str, img_db: str, max_txt_len: int = -1) -> RetrievalSplit:
                 split = RetrievalSplit(
@@ -139,11 +139,12 @@ def compute_settings(options: TrainOptions, config: UniterConfig, group: Process
 def train(
     trainer: Trainer, batches: Iterator[AnchorBatch], validate: Callable[[], dict[str, float]], run: RunFolder, stop: StopSignal
 ) -> None:
-    """Validate if due, otherwise update; then save if due. A signal or a lost rank saves the state and ends the training.
+    """Validate if due, otherwise update; then save if due. What the state is not to blame for saves it and ends the training.
 
     Raises:
-        Interrupted: by SIGTERM or Ctrl-C.
+        Interrupted: by SIGTERM, SIGHUP or Ctrl-C.
         RankLost: another rank has failed.
+        ReadingFailed: a batch cannot be read.
     """
     try:
         while not run.finished():
@@ -157,7 +158,7 @@ def train(
             if run.save_due():
                 with stop.deferred():
                     run.save(trainer.state())
-    except (Interrupted, RankLost):
+    except (Interrupted, RankLost, ReadingFailed):
         if trainer.state_is_consistent:
             with stop.deferred():
                 run.save(trainer.state())
@@ -165,10 +166,12 @@ def train(
 
 
 def interruptible(batches: Iterator[AnchorBatch], stop: StopSignal) -> Iterator[AnchorBatch]:
-    """The same batches; raise ``Interrupted`` between two micro-steps if a signal has arrived."""
-    for anchors in batches:
-        if anchors.anchor == "image":
-            stop.check()
+    """The same batches; a signal that arrives during the wait for one raises ``Interrupted`` there, even within an update."""
+    while True:
+        with stop.at_once():
+            anchors = next(batches, None)
+        if anchors is None:
+            return
         yield anchors
 
 

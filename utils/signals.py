@@ -16,7 +16,7 @@ SAME_KEY = 1.0  # seconds within which one Ctrl-C may arrive twice, from the ter
 
 
 class StopSignal:
-    """Raise ``Interrupted`` in the main thread on SIGTERM or SIGINT; later within ``deferred``. Use it as a context manager.
+    """Raise ``Interrupted`` in the main thread on one of ``SIGNALS``; later within ``deferred``. Use it as a context manager.
 
     Only the first signal counts, so that nothing interrupts the clean-up that it causes; but a later Ctrl-C raises
     ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process ignores
@@ -51,6 +51,16 @@ class StopSignal:
         finally:
             self._deferring = False
         self.check()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within ``deferred``: raise ``Interrupted`` at once all the same, while there is only a wait to interrupt."""
+        deferring, self._deferring = self._deferring, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferring = deferring
 
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has arrived."""
