@@ -6,6 +6,8 @@ python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON 
 
 from __future__ import annotations
 
+from utils.startup import one_line_errors
+
 import logging
 import os
 import sys
@@ -31,7 +33,7 @@ from model.config import UniterConfig
 from model.cpu import packed_for_inference
 from model.retrieval import ComputeSettings
 from utils.distributed import connect
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import output_folder, save_json, save_npz, sha256
 from utils.logging import log_to_screen
 from utils.options import parse_options

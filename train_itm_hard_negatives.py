@@ -7,6 +7,8 @@ horovodrun -np 8 python train_itm_hard_negatives.py …    (or torchrun --nproc_
 
 from __future__ import annotations
 
+from utils.startup import one_line_errors
+
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ from optim.options import TrainOptions
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import InputError, Interrupted, RankLost, one_line_errors
+from utils.errors import InputError, Interrupted, RankLost
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision

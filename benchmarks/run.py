@@ -23,6 +23,8 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
+
 import torch
 from torch import nn
 
@@ -39,7 +41,7 @@ from model.iais import REGULARISERS
 from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
 from utils.distributed import SingleProcess
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import save_json
 from utils.precision import choose_device, choose_precision
 from utils.provenance import ROOT, provenance

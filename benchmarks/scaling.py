@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
+
 import numpy as np
 
 from benchmarks.machine import CPU, seconds_of, timing
@@ -30,7 +32,6 @@ from data.loader import Loader
 from model.config import UniterConfig
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import one_line_errors
 from utils.provenance import provenance
 
 NEGATIVES = 399
