@@ -6,7 +6,7 @@ python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON 
 
 from __future__ import annotations
 
-from utils.startup import one_line_errors
+from utils.startup import one_line_errors  # isort: split
 
 import logging
 import os
@@ -39,6 +39,7 @@ from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
 from utils.provenance import provenance
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("inference")
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.perf_counter()
     with ExitStack() as stack:
         group = stack.enter_context(connect())
+        stack.enter_context(StopSignal("; the same command resumes"))
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)

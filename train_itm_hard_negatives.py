@@ -7,7 +7,7 @@ horovodrun -np 8 python train_itm_hard_negatives.py …    (or torchrun --nproc_
 
 from __future__ import annotations
 
-from utils.startup import one_line_errors
+from utils.startup import one_line_errors  # isort: split
 
 import logging
 import sys
@@ -19,7 +19,7 @@ import torch
 from data.batch import AnchorBatch
 from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
-from data.loader import Loader, ReadingFailed
+from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.candidates import sampled_candidates
 from evaluation.recall import ranks, recalls, sampled_recalls, table
@@ -36,6 +36,7 @@ from utils.distributed import ProcessGroup, connect
 from utils.errors import InputError, Interrupted, RankLost
 from utils.logging import log_to_screen
 from utils.options import parse_options
+from utils.parallel import WorkerFailed
 from utils.precision import Precision, choose_device, choose_precision
 from utils.signals import StopSignal
 
@@ -146,7 +147,7 @@ def train(
     Raises:
         Interrupted: by SIGTERM, SIGHUP or Ctrl-C.
         RankLost: another rank has failed.
-        ReadingFailed: a batch cannot be read.
+        WorkerFailed: a batch cannot be read.
     """
     try:
         while not run.finished():
@@ -160,7 +161,7 @@ def train(
             if run.save_due():
                 with stop.deferred():
                     run.save(trainer.state())
-    except (Interrupted, RankLost, ReadingFailed):
+    except (Interrupted, RankLost, WorkerFailed):
         if trainer.state_is_consistent:
             with stop.deferred():
                 run.save(trainer.state())

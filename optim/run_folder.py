@@ -19,7 +19,6 @@ from typing import Any
 
 from torch import Tensor
 
-from data.loader import ReadingFailed
 from data.split import RetrievalSplit
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
@@ -30,6 +29,7 @@ from utils.distributed import ProcessGroup
 from utils.errors import InputError, Interrupted, RankLost
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.logging import RunLog, progress_bar
+from utils.parallel import WorkerFailed
 from utils.provenance import save_git_state
 from utils.tensors import load_tensors, save_tensors
 
@@ -213,7 +213,7 @@ class RunFolder:
             self._bar.close()
         if self.group.is_main:
             self.log.__exit__(kind, error, trace)
-            if isinstance(error, Interrupted | RankLost | ReadingFailed):
+            if isinstance(error, Interrupted | RankLost | WorkerFailed):
                 error.args = (f"{error}; {self.how_to_resume()}",)
 
     def _log(self, kind: str, values: Mapping[str, float]) -> None:

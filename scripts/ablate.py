@@ -18,7 +18,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from evaluation.ablation.execution import is_done, metrics_of, run_all
 from evaluation.ablation.grid import Grid, Run, planned
 from evaluation.ablation.table import Metrics, as_csv, as_json, as_markdown, baseline_of, rows_of

@@ -20,7 +20,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.boxes import BoxRule
 from data.image_db import ImageDatabaseWriter
 from data.sources import region_files, region_tsv

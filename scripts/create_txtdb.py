@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.sources.captions import captions_of, read_annotations, tokenizer_of, write_captions
 from data.text_db import TextDatabaseWriter
 from utils.parallel import add_nproc

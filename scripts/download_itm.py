@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.sources.download import DATASETS, ORIGINAL, download
 from utils.signals import StopSignal
 

@@ -21,7 +21,6 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.image_db import ImageDatabase
 from data.split import RetrievalSplit
 from data.text_db import TextDatabase

@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.image_db import ImageDatabase
 from evaluation import winoground
 from evaluation.options import FROM_TRAINING, RetrieverOptions

@@ -17,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.inspection.images import compare, inspect_images, lmdb_folders
 from data.inspection.reading import Reading
 from data.inspection.report import Report

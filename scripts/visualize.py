@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.startup import one_line_errors
-
 from data.boxes import ImageOptions
 from data.image_db import ImageDatabase
 from data.picture_names import find_pictures

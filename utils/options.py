@@ -21,7 +21,6 @@ from utils.parallel import cores
 
 Options = TypeVar("Options")
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-MOST_WORKERS = 4  # by default
 
 
 def option(
@@ -169,7 +168,7 @@ class MachineOptions:
     )
     n_workers: int | None = option(
         None,
-        f"processes that read and decode data, 0 to read in the main process; one per core, up to {MOST_WORKERS}, if not given",
+        "processes that read and decode data; 0 reads in the main process; one per core, at most 4, if not given",
         affects_result=False,
     )
     pin_mem: bool = option(True, "read into page-locked memory if the device is a GPU", affects_result=False)
@@ -177,7 +176,7 @@ class MachineOptions:
     @property
     def workers(self) -> int:
         """The number of processes that read data."""
-        return min(MOST_WORKERS, cores()) if self.n_workers is None else self.n_workers
+        return min(4, cores()) if self.n_workers is None else self.n_workers
 
 
 def require(options: object, *names: str) -> None:

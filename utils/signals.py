@@ -20,10 +20,11 @@ class StopSignal:
 
     Only the first signal counts, so that nothing interrupts the clean-up that it causes; but a later Ctrl-C raises
     ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process ignores
-    stays ignored.
+    stays ignored. ``advice`` is appended to the message.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = "") -> None:
+        self._advice = advice
         self._received: int | None = None
         self._received_at = 0.0
         self._deferring = False
@@ -65,7 +66,7 @@ class StopSignal:
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has arrived."""
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, self._advice)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
