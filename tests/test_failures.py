@@ -151,7 +151,8 @@ def test_workers_that_die_or_stall(
     line = output_of(process, tmp_path, 30).splitlines()[-1]
     assert process.returncode == code
     end = re.fullmatch(rf"{message}.*; saved (\S+/state-\d+.pt); resume with python train_itm_\S+ --config \S+ --resume", line)
-    assert end and Path(end[1]).exists(), line
+    assert end, line
+    assert Path(end[1]).exists()
 
 
 def test_two_hosts(tmp_path: Path) -> None:
