@@ -190,14 +190,11 @@ class RunFolder:
 
     def how_to_resume(self) -> str:
         """Return the newest state's name, and the command that resumes from it."""
-        command = f"python train_itm_hard_negatives.py --config {quote(str(self.path / 'log/hps.json'))} --resume"
-        launcher = "the same launcher and " if self.group.world_size > 1 else ""
         states = self._states()
-        return (
-            f"saved {states[-1]}; resume with {launcher}{command}"
-            if states
-            else f"nothing saved yet; restart with {launcher}{command}"
-        )
+        what = f"saved {states[-1]}; resume" if states else "nothing saved yet; restart"
+        launcher = "the same launcher and " if self.group.world_size > 1 else ""
+        config = quote(str(self.path / "log/hps.json"))
+        return f"{what} with {launcher}python train_itm_hard_negatives.py --config {config} --resume"
 
     def load_best(self, model: RetrievalModel) -> None:
         """Load the best weights into ``model`` on every rank. Collective."""

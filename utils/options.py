@@ -167,9 +167,7 @@ class MachineOptions:
         False, "the same as precision fp16 on a CUDA device; elsewhere fp32, with a warning", affects_result=False
     )
     n_workers: int | None = option(
-        None,
-        "processes that read and decode data; 0 reads in the main process; one per core, at most 4, if not given",
-        affects_result=False,
+        None, "processes that read data; 0 reads in the main process; default: one per core, at most 4", affects_result=False
     )
     pin_mem: bool = option(True, "read into page-locked memory if the device is a GPU", affects_result=False)
 
