@@ -44,19 +44,20 @@ class Loader:
             yield item.to(self.device)
 
     def _decoded(self, encoded: tuple[bytes, list[Any]]) -> Any:
-        if self.pin and self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # of this thread
         return self._pinned(pickle.loads(encoded[0], buffers=encoded[1]))
 
     def _pinned(self, item: Item) -> Item:
-        return item.pin_memory() if self.pin and self.device.type == "cuda" else item
+        if not (self.pin and self.device.type == "cuda"):
+            return item
+        with torch.cuda.device(self.device):  # each thread starts with the first one
+            return item.pin_memory()
 
 
 def _read(dataset: Dataset[Item], index: int) -> Item:
     try:
         return dataset[index]
     except (OSError, MemoryError) as error:
-        raise WorkerFailed(f"cannot read a batch ({error or 'memory ran out'}); use a smaller n_workers") from error
+        raise WorkerFailed(f"cannot read a batch ({error or 'memory ran out'})") from error
 
 
 def _encoded(dataset: Dataset[Item], index: int) -> tuple[bytes, list[pickle.PickleBuffer]]:

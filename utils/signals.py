@@ -46,7 +46,7 @@ class StopSignal:
         self._deferring = True
         try:
             yield
-        except RuntimeError:  # the signal may have ended a DataLoader worker or another rank, too
+        except RuntimeError:  # the signal may have ended another rank, too
             self.check()
             raise
         finally:
