@@ -75,7 +75,9 @@ def formatted(default: Any) -> str:
         return "yes" if default else "no"
     if isinstance(default, tuple):
         return " ".join(map(str, default)) or "–"
-    return "–" if default in ("", None) else f"{default:g}" if isinstance(default, float) else str(default)
+    if default == "":
+        return "–"
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def table(cls: type, names: list[str]) -> str:
@@ -102,7 +104,8 @@ def options_page() -> str:
 Generated from `optim/options.py` and `evaluation/options.py` by `DOCS_UPDATE=1 python -m pytest tests/test_docs.py`.
 
 Give options on the command line (`--name value`; `--name` or `--no-name` for yes and no) or in the JSON file of `--config`.
-The command line overrides the file. Names must not be abbreviated. "–" stands for none.
+The command line overrides the file; the last of two equal options counts. Names must not be abbreviated.
+`--no-name` also unsets an option whose default is none: `--config log/hps.json --no-IAIS` trains without IAIS.
 
 ## Both programs
 

@@ -41,6 +41,16 @@ def test_command_line_wins_in_any_order(tmp_path: Path, config_first: bool) -> N
     assert (options.seed, options.margin, options.betas, options.full_val) == (9, 0.5, (0.8, 0.9), False)
 
 
+@pytest.mark.parametrize("words", ["--no-IAIS", "--IAIS cacr --no-IAIS", "--no-IAIS --IAIS cacr"])
+def test_values_of_json_can_be_unset(tmp_path: Path, words: str) -> None:
+    """The options of a run with IAIS serve one without; of two words for an option, the last counts."""
+    config = write_json(tmp_path, NEEDED | {"IAIS": "singular", "checkpoint": "c.pt", "effective_batch": 64, "seed": 3})
+    unset = ["--no-checkpoint", "--no-effective_batch", "--no-resume"]
+    options = parse_options(TrainOptions, ["--config", config, *words.split(), *unset], "")
+    assert options.IAIS == (None if words.endswith("--no-IAIS") else "cacr")
+    assert (options.checkpoint, options.effective_batch, options.resume, options.seed) == (None, None, None, 3)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("train-*.json")), ids=lambda path: path.stem)
 def test_shipped_training_configs(path: Path) -> None:
     options = parse_options(TrainOptions, ["--config", str(path)], "")
@@ -118,6 +128,7 @@ def test_mistakes_in_json(tmp_path: Path, cls: type, values: object, message: st
         (["--iais_layers", "one"], "--iais_layers"),
         (["--IAIS", "both"], "expected one of singular, distributed"),
         (["--seed"], "expected one argument"),
+        (["--no-seed"], r"unknown option --no-seed \(did you mean '--seed'\?\)"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
     ],
 )
@@ -132,3 +143,5 @@ def test_inference_inherits_from_a_training(tmp_path: Path) -> None:
     keys = {"train_config": ("conf_th", "max_bb")}
     options = parse_options(InferenceOptions, [*words, "--max_bb", "20"], "", inherit=keys)
     assert (options.conf_th, options.max_bb, options.checkpoint, options.model_config) == (0.3, 20, "mine.pt", "")
+    words += ["--model_config", "m.json", "--no-train_config"]
+    assert parse_options(InferenceOptions, words, "", inherit=keys).conf_th == 0.2
