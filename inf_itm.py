@@ -20,7 +20,7 @@ import numpy as np
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation import recall
-from evaluation.alignment import alignment_of_positives
+from evaluation.alignment import alignment_of_positives, alignment_table
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
         print(recall.table({Path(options.txt_db).name: recalls, "counted as published": as_published}))
         if candidates is not None:
             print(candidates.summary(split.image_of))
-        print(f"\n{summary_table(analysis)}")
+        print(f"\n{alignment_table(alignment)}\n\n{summary_table(analysis)}")
         LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
     if options.report:
         from evaluation.report.page import write_report  # takes a second to import, and is rarely needed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -61,3 +63,10 @@ def alignment_of_positives(
             bar.update()
     means = total / len(split.text_db)
     return {name: dict(zip(MODALITIES, row.tolist(), strict=True)) for name, row in zip(REGULARISERS, means, strict=True)}
+
+
+def alignment_table(losses: Mapping[str, Mapping[str, float]]) -> str:
+    """Format the losses of ``alignment_of_positives``, one line per regulariser."""
+    width = max(16, *map(len, losses))
+    rows = (f"{name:{width}}{by_modality['L']:>11.4g}{by_modality['V']:>11.4g}" for name, by_modality in losses.items())
+    return "\n".join([f"{'alignment loss':{width}}{'words':>11}{'regions':>11}", *rows])

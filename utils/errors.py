@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
 
 
 class InputError(ValueError):
@@ -38,6 +41,46 @@ def print_error(message: object) -> None:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
+class _OutputLost(Exception):
+    """Standard output cannot be written. Not an ``OSError``, which callers would blame on their own files."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror)
+        self.error = error
+
+
+class _Descriptor(io.FileIO):
+    """The descriptor of standard output or error. Drop what cannot be written, once ``_OutputLost`` was raised if asked to."""
+
+    raises = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raises, self.raises = self.raises, False
+            if raises:
+                raise _OutputLost(error) from error
+            return len(data)
+
+
+def _open_standard_streams() -> None:
+    """Open the null device in place of closed streams, whose numbers a result file could take; guard writes to the others."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = getattr(sys, name)
+        if stream is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free one, that of the closed stream
+            os.set_inheritable(number, True)  # or child processes would find it closed
+            setattr(sys, name, open(number, mode))  # noqa: SIM115
+        elif mode == "w" and stream is getattr(sys, f"__{name}__"):  # no test reads it
+            raw = _Descriptor(number, "w", closefd=False)
+            raw.raises = name == "stdout"
+            by_line = stream.line_buffering or stream.write_through
+            # Names may contain what the terminal cannot show.
+            text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=by_line)
+            setattr(sys, name, text)
+
+
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate ``main`` of a program to end with one line and an exit code instead of a traceback.
 
@@ -47,15 +90,19 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names may contain what the terminal cannot show
+        _open_standard_streams()
         try:
-            main(*args, **kwargs)
-            if sys.stdout is not None:
+            try:
+                main(*args, **kwargs)
+            except SystemExit:  # such as that of --help
                 sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output, such as head, has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+                raise
+            sys.stdout.flush()
+        except _OutputLost as lost:
+            if lost.error.errno == errno.EPIPE:  # the reader of the output, such as head, has closed it
+                sys.exit(128 + signal.SIGPIPE)
+            print_error(f"standard output: cannot be written ({lost}); free space or redirect it elsewhere")
+            sys.exit(2)
         except (InputError, RankLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)
@@ -65,5 +112,8 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+        finally:  # or Python would do it, and exit with 120 if that fails
+            with suppress(_OutputLost):
+                sys.stdout.flush()
 
     return wrapped

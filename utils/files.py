@@ -94,8 +94,6 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BrokenPipeError:  # of what the block prints, not of the file
-        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:

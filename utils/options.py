@@ -108,8 +108,7 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
             settings |= {"nargs": "?", "const": field.metadata["flag_value"]}
     parser.add_argument(f"--{field.name}", **settings)
     if type(None) in _alternatives(hint):
-        unset = {"action": "store_const", "const": None, "dest": field.name, "help": f"unset {field.name}"}
-        parser.add_argument(f"--no-{field.name}", **unset)
+        parser.add_argument(f"--no-{field.name}", action="store_const", const=None, dest=field.name, help=f"unset {field.name}")
 
 
 def _type_hints(cls: type) -> dict[str, Any]:

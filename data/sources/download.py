@@ -246,8 +246,6 @@ def _locked(folder: Path) -> Iterator[int]:
         yield lock
     except BlockingIOError as error:
         raise InputError(f"{folder}: another download, or a curl that it left, is running; wait for it or stop it") from error
-    except BrokenPipeError:  # not of a file, but of what the block prints
-        raise
     except OSError as error:
         raise InputError(f"{error.filename or folder}: {error.strerror}; fix this and rerun, downloads are kept") from error
     finally:

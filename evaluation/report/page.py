@@ -74,6 +74,7 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
         cutoffs=CUTOFFS,
         rows=compare(runs, text_db.image_of),
         directions=DIRECTIONS,
+        regularisers=list(dict.fromkeys(name for run in runs for name in run.alignment)),
         ranks={key: (counts, rank_chart([run.name for run in runs], counts)) for key, counts in counted.items()},
         scores=[{key: (score_chart(extremes), _summary(extremes)) for key, extremes in run.extremes.items()} for run in runs],
         hard={key: [view.query(key, number, query) for number, query in enumerate(hard[key])] for key in DIRECTIONS},

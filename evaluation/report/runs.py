@@ -19,6 +19,7 @@ from data.text_db import TextDatabase
 from evaluation.analysis import Bootstrap, interval
 from evaluation.options import InferenceOptions
 from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
+from model.iais import Modality
 from utils.errors import InputError
 from utils.files import read_json, short_repr
 
@@ -44,6 +45,7 @@ class Results(msgspec.Struct):
 
     provenance: Provenance
     analysis: Analysis | None = None
+    alignment: dict[str, dict[Modality, float]] = {}  # by regulariser
 
 
 class Extremes(NamedTuple):
@@ -61,6 +63,7 @@ class Run:
     folder: Path
     recalls: dict[str, float]
     intervals: dict[str, list[float | None] | None]
+    alignment: dict[str, dict[Modality, float]]
     provenance: Provenance
     pairs: int
     ranks: dict[Direction, np.ndarray]
@@ -97,7 +100,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
         intervals = results.analysis.interval_95 if results.analysis else {}
         of_queries: dict[Direction, np.ndarray] = {"img": found.img, "txt": found.txt}
         pairs, extremes = int(np.isfinite(scores).sum()), _extremes(scores, text_db.image_of)
-        runs.append(Run(name, folder, measured, intervals, results.provenance, pairs, of_queries, extremes))
+        origin = results.provenance
+        runs.append(Run(name, folder, measured, intervals, results.alignment, origin, pairs, of_queries, extremes))
     assert text_db is not None
     return text_db, runs
 

@@ -117,5 +117,6 @@ def run(title: str, program: str, *arguments: str | Path) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT, env=environment, check=False)
     if done.returncode:
+        print(flush=True)  # ends this program, too, if nobody reads their output any more
         raise InputError(f"{program} failed with exit code {done.returncode}; fix this and run the demo again to resume it")
     return time.perf_counter() - started

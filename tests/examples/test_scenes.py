@@ -20,9 +20,9 @@ from evaluation.isda import iou
 from examples.scenes.dataset import SPLITS, Recipe, plan, scene_of
 from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
 from examples.scenes.shapes import SHAPES
-from model.iais import REGULARISERS
 from optim.options import TrainOptions
 from scripts.make_scenes import main
+from tests import naive
 from tests.processes import ROOT
 from tests.test_programs import fails
 from utils.options import read_json_as
@@ -298,7 +298,7 @@ def test_the_shipped_ablation_compares_all_regularisers_on_twins(tmp_path: Path,
         (tmp_path / "demo/relations" / name).mkdir(parents=True)
     path = "config/ablation-scenes-relations.json"
     runs = planned(read_json_as(Grid, path), path, tmp_path / "out", TrainOptions)
-    assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
-    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
+    assert {run.options.IAIS for run in runs} == {None, *naive.ALIGNMENTS}
+    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(naive.ALIGNMENTS))
     assert runs[0].options.IAIS is None  # the baseline
     assert runs[0].options.neighbours == "demo/relations/scenes/twins.json"

@@ -47,7 +47,7 @@ def test_values_of_json_can_be_unset(tmp_path: Path, words: str) -> None:
     config = write_json(tmp_path, NEEDED | {"IAIS": "singular", "checkpoint": "c.pt", "effective_batch": 64, "seed": 3})
     unset = ["--no-checkpoint", "--no-effective_batch", "--no-resume"]
     options = parse_options(TrainOptions, ["--config", config, *words.split(), *unset], "")
-    assert options.IAIS == (None if words.endswith("--no-IAIS") else "cacr")
+    assert (None if words.endswith("--no-IAIS") else "cacr") == options.IAIS
     assert (options.checkpoint, options.effective_batch, options.resume, options.seed) == (None, None, None, 3)
 
 
