@@ -29,7 +29,6 @@ from evaluation.recall import ranks, recalls
 from evaluation.scoring import partial_scores, score_matrix
 from model.config import UniterConfig
 from utils.distributed import SingleProcess
-from utils.errors import one_line_errors
 from utils.provenance import ROOT, provenance
 
 WIDE, NARROW = UniterConfig(), UniterConfig(img_dim=8)
@@ -106,7 +105,6 @@ def _private_megabytes(process: str) -> float:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private")) / 1e6
 
 
-@one_line_errors
 def main() -> None:
     """Measure and print."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()

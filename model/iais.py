@@ -91,24 +91,15 @@ class Regulariser:
     def __call__(self, pair: PairAttention, modality: Modality) -> Tensor:
         """The loss (), with ``modality`` as the one to align. Raises ``InputError`` if the function returns anything else."""
         pair = pair.seen_from(modality)
-        loss = self.function(pair)
-        if not isinstance(loss, Tensor) or loss.ndim or not loss.is_floating_point():
-            given = f"{loss.dtype} tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise self._error(f"a {given}", "a floating-point tensor of shape []")
-        if pair.scores.intra.requires_grad and not loss.requires_grad:
-            raise self._error("a loss without gradient, which trains nothing", "one computed from the attention, not detached")
-        return loss
-
-    def check(self, heads: int) -> None:
-        """Raise ``InputError`` if the loss of random attention is not a finite scalar with a gradient."""
-        scores = torch.randn(heads, 29, 29, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        for modality in MODALITIES:
-            loss = self(PairAttention.of_map(scores, text_length=14), modality)
-            if not loss.isfinite():
-                raise self._error(f"{loss.item()} for random attention", "a finite number")
-
-    def _error(self, given: str, expected: str) -> InputError:
-        return InputError(f"regulariser {self.function.__module__}.{self.name}: returned {given}; expected {expected}")
+        loss: object = self.function(pair)
+        if isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point():
+            if loss.requires_grad or not pair.scores.intra.requires_grad:
+                return loss
+            given = "a loss without gradient, which trains nothing"
+        else:
+            given = f"a {loss.dtype} tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        where = f"regulariser {self.name} in {self.function.__module__}"
+        raise InputError(f"{where} returned {given}; expected a floating-point tensor of shape [] made from the attention")
 
 
 REGULARISERS: dict[str, Regulariser] = {}

@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 
@@ -44,13 +43,9 @@ def print_error(message: object) -> None:
 class _OutputLost(Exception):
     """Standard output cannot be written. Not an ``OSError``, which callers would blame on their own files."""
 
-    def __init__(self, error: OSError) -> None:
-        super().__init__(error.strerror)
-        self.error = error
 
-
-class _Descriptor(io.FileIO):
-    """The descriptor of standard output or error. Drop what cannot be written, once ``_OutputLost`` was raised if asked to."""
+class _Output(io.FileIO):
+    """The descriptor of standard output or error. Drop what cannot be written; if ``raises``, raise ``_OutputLost`` first."""
 
     raises = False
 
@@ -58,8 +53,8 @@ class _Descriptor(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            raises, self.raises = self.raises, False
-            if raises:
+            if self.raises:
+                self.raises = False
                 raise _OutputLost(error) from error
             return len(data)
 
@@ -73,9 +68,8 @@ def _open_standard_streams() -> None:
             os.set_inheritable(number, True)  # or child processes would find it closed
             setattr(sys, name, open(number, mode))  # noqa: SIM115
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):  # no test reads it
-            raw = _Descriptor(number, "w", closefd=False)
+            raw, by_line = _Output(number, "w", closefd=False), stream.line_buffering or stream.write_through
             raw.raises = name == "stdout"
-            by_line = stream.line_buffering or stream.write_through
             # Names may contain what the terminal cannot show.
             text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=by_line)
             setattr(sys, name, text)
@@ -85,7 +79,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate ``main`` of a program to end with one line and an exit code instead of a traceback.
 
     Exit codes: 2 for ``InputError``, 3 for ``RankLost``, 128 plus the signal's number for ``Interrupted`` (143 for SIGTERM),
-    130 for Ctrl-C, 141 if nobody reads the output any more.
+    130 for Ctrl-C, 141 if nobody reads the output any more. An error that cannot be printed is dropped.
     """
 
     @functools.wraps(main)
@@ -94,15 +88,13 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         try:
             try:
                 main(*args, **kwargs)
-            except SystemExit:  # such as that of --help
+            finally:  # or Python would do it, and exit with 120 if that fails
                 sys.stdout.flush()
-                raise
-            sys.stdout.flush()
         except _OutputLost as lost:
-            if lost.error.errno == errno.EPIPE:  # the reader of the output, such as head, has closed it
-                sys.exit(128 + signal.SIGPIPE)
-            print_error(f"standard output: cannot be written ({lost}); free space or redirect it elsewhere")
-            sys.exit(2)
+            (error,) = lost.args
+            if error.errno != errno.EPIPE:  # of a pipe whose reader, such as head, has ended
+                print_error(f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere")
+            sys.exit(128 + signal.SIGPIPE if error.errno == errno.EPIPE else 2)
         except (InputError, RankLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)
@@ -112,8 +104,5 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-        finally:  # or Python would do it, and exit with 120 if that fails
-            with suppress(_OutputLost):
-                sys.stdout.flush()
 
     return wrapped
