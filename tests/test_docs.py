@@ -75,9 +75,7 @@ def formatted(default: Any) -> str:
         return "yes" if default else "no"
     if isinstance(default, tuple):
         return " ".join(map(str, default)) or "–"
-    if default == "":
-        return "–"
-    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default) or "–"
 
 
 def table(cls: type, names: list[str]) -> str:
@@ -86,7 +84,7 @@ def table(cls: type, names: list[str]) -> str:
         if field.name in names:
             hint = hints[field.name]
             literals = [part for part in (hint, *get_args(hint)) if typing.get_origin(part) is typing.Literal]
-            choices = [value for literal in literals for value in get_args(literal)]  # a new regulariser changes no page
+            choices = [value for literal in literals for value in get_args(literal)]  # a registry's may grow
             meaning = ": ".join(filter(None, [field.metadata["help"], " ".join(f"`{value}`" for value in choices)]))
             rows.append(f"| `{field.name}` | {formatted(field.default)} | {meaning} |")
     return "\n".join(rows)
