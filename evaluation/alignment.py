@@ -12,7 +12,7 @@ from data.batch import PairBatch
 from data.loader import Loader
 from data.split import RetrievalSplit, read_pairs
 from evaluation.scoring import map_over_ranks
-from model.iais import MODALITIES, REGULARISERS, PairAttention
+from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import ProcessGroup
@@ -40,7 +40,7 @@ class PositivePairs(Dataset[PairBatch]):
 @torch.no_grad()
 def alignment_of_positives(
     model: RetrievalModel, split: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[Modality, float]]:
     """Return the mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
 
     Collective; bitwise the same on rank 0 for any number of ranks, zeros on the others.
@@ -65,8 +65,8 @@ def alignment_of_positives(
     return {name: dict(zip(MODALITIES, row.tolist(), strict=True)) for name, row in zip(REGULARISERS, means, strict=True)}
 
 
-def alignment_table(losses: Mapping[str, Mapping[str, float]]) -> str:
-    """Format the losses of ``alignment_of_positives``, one line per regulariser."""
+def alignment_table(losses: Mapping[str, Mapping[Modality, float]]) -> str:
+    """Format the losses of regularisers for words (L) and for regions (V), one per line."""
     width = max(16, *map(len, losses))
     rows = (f"{name:{width}}{by_modality['L']:>11.4g}{by_modality['V']:>11.4g}" for name, by_modality in losses.items())
     return "\n".join([f"{'alignment loss':{width}}{'words':>11}{'regions':>11}", *rows])

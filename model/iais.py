@@ -92,14 +92,14 @@ class Regulariser:
         """The loss (), with ``modality`` as the one to align. Raises ``InputError`` if the function returns anything else."""
         pair = pair.seen_from(modality)
         loss: object = self.function(pair)
-        if isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point():
-            if loss.requires_grad or not pair.scores.intra.requires_grad:
-                return loss
-            given = "a loss without gradient, which trains nothing"
-        else:
-            given = f"a {loss.dtype} tensor of {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        where = f"regulariser {self.name} in {self.function.__module__}"
-        raise InputError(f"{where} returned {given}; expected a floating-point tensor of shape [] made from the attention")
+        trains = pair.scores.intra.requires_grad
+        if isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point() and loss.requires_grad >= trains:
+            return loss
+        given = (
+            f"{loss.dtype}{list(loss.shape)}, requires_grad {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
+        )
+        expected = f"a floating-point tensor of shape [], requires_grad {trains}, computed from the attention"
+        raise InputError(f"regulariser {self.name} in {self.function.__module__} returned {given}; expected {expected}")
 
 
 REGULARISERS: dict[str, Regulariser] = {}

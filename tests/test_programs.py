@@ -305,7 +305,7 @@ def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refused("device 'cuda:77' cannot be used", device="cuda:77")
     refused("fp16 needs a CUDA device", precision="fp16")
     monkeypatch.setitem(REGULARISERS, "wrong", Regulariser("wrong", lambda pair: pair.scores.intra, alignment=False))
-    refused("regulariser wrong in tests.test_programs returned a torch.float32 tensor of [4, 12, 12];", IAIS="wrong")
+    refused("regulariser wrong in tests.test_programs returned torch.float32[4, 12, 12], requires_grad", IAIS="wrong")
     assert not run.exists()
     run.mkdir()
     (run / "notes.txt").write_text("mine")

@@ -19,6 +19,7 @@ from PIL import Image as Picture
 
 from data.text_db import Text
 from data.tokenizer import joined
+from evaluation.alignment import alignment_table
 from evaluation.plots.regions import ASPECT, TILE, draw_boxes, tiles_of
 from evaluation.plots.style import printable, shorten, style
 from evaluation.retriever import Attention
@@ -101,9 +102,7 @@ def pair_figure(
     caption = textwrap.fill(printable(" ".join(text.split())), int(width * 72 / 13 / _LETTER)) or " "
     caption_height = 0.35 + 0.25 * (1 + caption.count("\n"))
     heads = "heads averaged" if head is None else f"head {head}"
-    letters = int(width / len(pairs) * 72 / 9 / _LETTER)
-    losses = [textwrap.fill(_losses(pair), letters) for pair in pairs]
-    heights = [0.6 + 0.17 * (1 + max(lines.count("\n") for lines in losses)), *(panel.height for panel in panels)]
+    heights = [0.8 + 0.15 * len(REGULARISERS), *(panel.height for panel in panels)]
     with style():
         figure = Figure(figsize=(width, sum(heights) + caption_height), layout="constrained")
         figure.suptitle(caption, fontsize=13, x=0.05 / width, ha="left")
@@ -111,19 +110,16 @@ def pair_figure(
         for number, (name, attention) in enumerate(attentions.items()):
             x = number / len(pairs) + 0.05 / width
             source = f"layer {max(attention.maps) if layer == -1 else layer}, {heads}"
-            below = f"score {attention.score:.3f}; attention of {source}\n{losses[number]}"
             heading.text(x, 1 - 0.06 / heights[0], shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
+            below = f"score {attention.score:.3f}; attention of {source}"
             heading.text(x, 1 - 0.33 / heights[0], below, fontsize=9, va="top")
+            losses = {
+                name: {side: float(loss(pairs[number], side)) for side in MODALITIES} for name, loss in REGULARISERS.items()
+            }
+            heading.text(x, 1 - 0.55 / heights[0], alignment_table(losses), fontsize=8, va="top", family="monospace")
         for part, panel in zip(parts, panels, strict=True):
             panel.draw(part)
     return figure
-
-
-def _losses(pair: PairAttention) -> str:
-    """The loss of each regulariser, for words and for regions."""
-    words, regions = ([float(loss(pair, modality)) for loss in REGULARISERS.values()] for modality in MODALITIES)
-    values = (f"{name} {one:.4g} / {other:.4g}" for name, one, other in zip(REGULARISERS, words, regions, strict=True))
-    return f"losses for words / regions: {', '.join(values)}"
 
 
 def _boxes_panel(pairs: Sequence[PairAttention], words: Labels, picture: Picture.Image | None, boxes: np.ndarray) -> Panel:

@@ -59,10 +59,10 @@ def test_loss_and_gradient_are_finite(loss: Regulariser, modality: Modality, sca
 @pytest.mark.parametrize(
     ("wrong", "given"),
     [
-        (lambda scores: scores.intra, r"a torch.float64 tensor of \[3, 5, 5\]"),
-        (lambda scores: scores.intra.argmax(), r"a torch.int64 tensor of \[\]"),
-        (lambda scores: scores.intra.mean().item(), "a float"),
-        (lambda scores: scores.intra.detach().mean(), "a loss without gradient"),
+        (lambda scores: scores.intra, r"torch.float64\[3, 5, 5\], requires_grad True"),
+        (lambda scores: scores.intra.argmax(), r"torch.int64\[\]"),
+        (lambda scores: scores.intra.mean().item(), r"-?0\.\d+"),
+        (lambda scores: scores.intra.detach().mean(), r"torch.float64\[\], requires_grad False"),
     ],
 )
 def test_what_is_no_loss_is_refused(wrong: Callable[[Blocks], Tensor], given: str) -> None:
@@ -177,5 +177,5 @@ def test_a_new_regulariser_is_one_function(tmp_path: Path, few_texts: Path) -> N
     assert re.search(r"\nsquared +0\.\d+ +0\.\d+\n", python("inf_itm.py", *words, "--report"))
     assert '<th scope="col">squared</th>' in (tmp_path / "out/report/index.html").read_text()
     python("scripts/visualize.py", *pair(tmp_path / "pair.svg", show="boxes"))
-    assert any("squared 0.0" in text for text in svg_texts(tmp_path / "pair.svg"))
+    assert any(re.match(r"squared +0\.0", text) for text in svg_texts(tmp_path / "pair.svg"))
     assert "squared" in python("-m", "pytest", "-v", "tests/model/test_iais.py", "-k", "squared")
