@@ -40,22 +40,21 @@ def print_error(message: object) -> None:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
-class _OutputLost(Exception):
-    """Standard output cannot be written. Not an ``OSError``, which callers would blame on their own files."""
-
-
 class _Output(io.FileIO):
-    """The descriptor of standard output or error. Drop what cannot be written; if ``raises``, raise ``_OutputLost`` first."""
+    """The descriptor of standard output or error. Drop what cannot be written; the first time, ``exits`` ends the program."""
 
-    raises = False
+    exits = False
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if self.raises:
-                self.raises = False
-                raise _OutputLost(error) from error
+            exits, self.exits = self.exits, False
+            if exits and error.errno == errno.EPIPE:  # the reader of the output, such as head, has ended
+                sys.exit(128 + signal.SIGPIPE)
+            if exits:
+                print_error(f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere")
+                sys.exit(2)
             return len(data)
 
 
@@ -69,7 +68,7 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, mode))  # noqa: SIM115
         elif mode == "w" and stream is getattr(sys, f"__{name}__"):  # no test reads it
             raw, by_line = _Output(number, "w", closefd=False), stream.line_buffering or stream.write_through
-            raw.raises = name == "stdout"
+            raw.exits = name == "stdout"
             # Names may contain what the terminal cannot show.
             text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=by_line)
             setattr(sys, name, text)
@@ -90,11 +89,6 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
                 main(*args, **kwargs)
             finally:  # or Python would do it, and exit with 120 if that fails
                 sys.stdout.flush()
-        except _OutputLost as lost:
-            (error,) = lost.args
-            if error.errno != errno.EPIPE:  # of a pipe whose reader, such as head, has ended
-                print_error(f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere")
-            sys.exit(128 + signal.SIGPIPE if error.errno == errno.EPIPE else 2)
         except (InputError, RankLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)

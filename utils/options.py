@@ -52,7 +52,11 @@ def read_json_as(cls: type[Options], path: str | Path) -> Options:
 
 def options_from(cls: type[Options], values: dict[str, Any], source: str) -> Options:
     """Make dataclass ``cls`` from JSON values read from ``source``. Raises ``InputError`` naming the source and the key."""
-    return _build(cls, _checked(cls, values, source), source)
+    values = _checked(cls, values, source)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def parse_options(
@@ -86,7 +90,7 @@ def parse_options(
     for name, keys in inherit.items():
         if path := values.get(name):
             inherited |= _checked(cls, {key: value for key, value in read_options(path).items() if key in keys}, path)
-    return _build(cls, inherited | values, f"{config} and the command line" if config else "command line")
+    return options_from(cls, inherited | values, f"{config} and the command line" if config else "command line")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,13 +151,6 @@ def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
         else:
             expected = str(hint) if "[" in str(hint) else getattr(hint, "__name__", str(hint))
         raise InputError(f"{where}: {json.dumps(value)} given, expected {expected}") from error
-
-
-def _build(cls: type[Options], values: dict[str, Any], source: str) -> Options:
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from tests import naive
 from tests.conftest import BUNDLED
 from tests.scripts.test_visualize import pair, svg_texts
 from tests.test_programs import inference, training
-from utils.errors import InputError
 from utils.logging import read_scalars
 
 ROOT = Path(__file__).parents[2]
@@ -54,21 +52,6 @@ def test_loss_and_gradient_are_finite(loss: Regulariser, modality: Modality, sca
         value.backward()
         assert scores.grad is not None
         assert bool(scores.grad.isfinite().all())
-
-
-@pytest.mark.parametrize(
-    ("wrong", "given"),
-    [
-        (lambda scores: scores.intra, r"torch.float64\[3, 5, 5\], requires_grad True"),
-        (lambda scores: scores.intra.argmax(), r"torch.int64\[\]"),
-        (lambda scores: scores.intra.mean().item(), r"-?0\.\d+"),
-        (lambda scores: scores.intra.detach().mean(), r"torch.float64\[\], requires_grad False"),
-    ],
-)
-def test_what_is_no_loss_is_refused(wrong: Callable[[Blocks], Tensor], given: str) -> None:
-    loss = Regulariser("wrong", lambda pair: wrong(pair.scores), alignment=False)
-    with pytest.raises(InputError, match=f"^regulariser wrong in tests.model.test_iais returned {given}[;,]"):
-        loss(PairAttention.of_map(random_scores().requires_grad_(), WORDS + 2), "L")
 
 
 @both_modalities
