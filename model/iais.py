@@ -95,9 +95,7 @@ class Regulariser:
         trains = pair.scores.intra.requires_grad
         if isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point() and loss.requires_grad >= trains:
             return loss
-        given = (
-            f"{loss.dtype}{list(loss.shape)}, requires_grad {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
-        )
+        given = f"{loss.dtype}{[*loss.shape]}, requires_grad {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
         expected = f"a floating-point tensor of shape [], requires_grad {trains}, computed from the attention"
         raise InputError(f"regulariser {self.name} in {self.function.__module__} returned {given}; expected {expected}")
 

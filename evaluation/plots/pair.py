@@ -107,15 +107,13 @@ def pair_figure(
         figure = Figure(figsize=(width, sum(heights) + caption_height), layout="constrained")
         figure.suptitle(caption, fontsize=13, x=0.05 / width, ha="left")
         heading, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
-        for number, (name, attention) in enumerate(attentions.items()):
+        for number, ((name, attention), pair) in enumerate(zip(attentions.items(), pairs, strict=True)):
             x = number / len(pairs) + 0.05 / width
             source = f"layer {max(attention.maps) if layer == -1 else layer}, {heads}"
             heading.text(x, 1 - 0.06 / heights[0], shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
             below = f"score {attention.score:.3f}; attention of {source}"
             heading.text(x, 1 - 0.33 / heights[0], below, fontsize=9, va="top")
-            losses = {
-                name: {side: float(loss(pairs[number], side)) for side in MODALITIES} for name, loss in REGULARISERS.items()
-            }
+            losses = {key: {side: float(loss(pair, side)) for side in MODALITIES} for key, loss in REGULARISERS.items()}
             heading.text(x, 1 - 0.55 / heights[0], alignment_table(losses), fontsize=8, va="top", family="monospace")
         for part, panel in zip(parts, panels, strict=True):
             panel.draw(part)
