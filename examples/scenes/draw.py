@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from examples.scenes.layout import COLOURS, HEIGHT, WIDTH, Item, Scene
-from examples.scenes.shapes import silhouette
+from examples.scenes.layout import COLOURS, HEIGHT, WIDTH, Item, Scene, silhouette
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> Image.Image:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -21,6 +19,7 @@ from examples.scenes.draw import draw_picture
 from examples.scenes.features import normalised, propose_boxes, region_features
 from examples.scenes.layout import HEIGHT, WIDTH, Scene
 from utils.files import atomic_folder
+from utils.parallel import in_order
 
 CHAINS_PER_IMAGE = 20  # numbers reserved for the coreference chains of an image: its items, then groups, then the scene
 
@@ -54,14 +53,8 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, processes:
     with atomic_folder(output) as root:
         for folder in ("images", "features", "entities/Sentences", "entities/Annotations"):
             (root / folder).mkdir(parents=True)
-        work = partial(write_image, root, recipe=recipe)
-        bar = partial(tqdm, total=len(jobs), desc="drawing scenes", unit="image", disable=None)
-        if processes == 1:
-            images = list(bar(map(work, jobs)))
-        else:
-            # Spawned, not forked: the caller may have threads.
-            with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-                images = list(bar(pool.map(work, jobs, chunksize=16)))
+        drawn = in_order(partial(write_image, root, recipe=recipe), jobs, processes)
+        images = list(tqdm(drawn, total=len(jobs), desc="drawing scenes", unit="image", disable=None))
         dataset = json.dumps({"dataset": "scenes", "images": images}, indent=1)
         (root / "dataset_scenes.json").write_text(dataset, encoding="utf-8")
         pairs = [pair for jobs in by_split.values() for twins in twins_of(jobs) for pair in permutations(twins)]
