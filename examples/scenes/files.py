@@ -7,7 +7,6 @@ from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -122,28 +121,14 @@ def _write_entities(root: Path, job: Job, filename: str, scene: Scene, captions:
         lines.append(" ".join(words) + "\n")
     (root / "Sentences" / f"{job.stem}.txt").write_text("".join(lines), encoding="utf-8")
 
-    annotation = ElementTree.Element("annotation")
-    _add(annotation, "filename", filename)
-    size = _add(annotation, "size")
-    for tag, value in (("width", WIDTH), ("height", HEIGHT), ("depth", 3)):
-        _add(size, tag, value)
+    objects = []
     for index, item in enumerate(scene.items):
-        entry = _add(annotation, "object")
-        for members, chain in chains.items():
-            if index in members:
-                _add(entry, "name", chain)
-        box = _add(entry, "bndbox")
-        for tag, edge in zip(("xmin", "ymin", "xmax", "ymax"), item.box, strict=True):
-            _add(box, tag, round(edge))
+        names = "".join(f"<name>{chain}</name>" for members, chain in chains.items() if index in members)
+        edges = zip(("xmin", "ymin", "xmax", "ymax"), item.box, strict=True)
+        objects.append(f"{names}<bndbox>{''.join(f'<{tag}>{round(edge)}</{tag}>' for tag, edge in edges)}</bndbox>")
     if () in chains:
-        entry = _add(annotation, "object")
-        for tag, value in (("name", chains[()]), ("scene", 1), ("nobndbox", 1)):
-            _add(entry, tag, value)
-    ElementTree.indent(annotation)
-    ElementTree.ElementTree(annotation).write(root / "Annotations" / f"{job.stem}.xml", encoding="utf-8")
-
-
-def _add(parent: ElementTree.Element, tag: str, value: object = "") -> ElementTree.Element:
-    child = ElementTree.SubElement(parent, tag)
-    child.text = str(value)
-    return child
+        objects.append(f"<name>{chains[()]}</name><scene>1</scene><nobndbox>1</nobndbox>")
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    lines = [f"<filename>{filename}</filename>", size, *(f"<object>{entry}</object>" for entry in objects)]
+    text = "".join(f"  {line}\n" for line in lines)
+    (root / "Annotations" / f"{job.stem}.xml").write_text(f"<annotation>\n{text}</annotation>", encoding="utf-8")
