@@ -152,8 +152,8 @@ class Entry:
         self.final.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(self.source, str):
             return curl.fetch(self.source, self.final)
+        remove_leftovers(self.final.parent, self.final.name)
         copy = self.final.with_name(f".{self.final.name}.copy{PARTIAL}")
-        copy.unlink(missing_ok=True)
         original = self.source.resolve()  # of a symbolic link what it leads to
         try:
             os.link(original, copy)
