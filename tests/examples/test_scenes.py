@@ -269,7 +269,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> int:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr("examples.scenes.files.write_winoground", fail)
+    monkeypatch.setattr("examples.scenes.dataset.write_winoground", fail)
     with pytest.raises(RuntimeError, match="stop"):
         make(tmp_path, Recipe(0), 1, 1, 1, 1)
     assert list(tmp_path.iterdir()) == []

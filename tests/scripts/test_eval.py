@@ -24,8 +24,7 @@ from evaluation import winoground
 from evaluation.alignment import alignment_of_positives
 from evaluation.isda import evened, find_objects, measure_isda, record_names
 from evaluation.retriever import Retriever
-from examples.scenes.dataset import Recipe
-from examples.scenes.files import make_scenes
+from examples.scenes.dataset import Recipe, make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
