@@ -16,9 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from examples.scenes.captions import CAPTIONS, Caption, swap_roles, write_captions
-from examples.scenes.draw import draw_picture
 from examples.scenes.features import normalised, propose_boxes, region_features
-from examples.scenes.layout import HEIGHT, WIDTH, Scene, draw_scene, draw_twins
+from examples.scenes.scene import HEIGHT, WIDTH, Scene, draw_picture, draw_scene, draw_twins
 from utils.files import atomic_folder
 from utils.parallel import in_order
 

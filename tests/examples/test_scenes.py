@@ -19,7 +19,7 @@ from data.sources.entities import read_annotated
 from evaluation.ablation.grid import Grid, planned
 from evaluation.isda import iou
 from examples.scenes.dataset import SPLITS, Recipe, plan, scene_of
-from examples.scenes.layout import COLOURS, HEIGHT, SHAPES, SIZES, WIDTH, Box, Item
+from examples.scenes.scene import COLOURS, HEIGHT, SHAPES, SIZES, WIDTH, Box, Item
 from model.iais import REGULARISERS
 from optim.options import TrainOptions
 from scripts.make_scenes import main
