@@ -45,10 +45,10 @@ class CurlError(InputError):
     """``curl`` failed: ``code`` is the HTTP status if the server refused, otherwise the exit code."""
 
     def __init__(self, url: str, code: int, errors: str) -> None:
-        self.reason = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2]) or f"curl ended with code {code}"
-        status = re.search(r"returned error: (\d+)", self.reason)
+        reason = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2]) or f"curl ended with code {code}"
+        status = re.search(r"returned error: (\d+)", reason)
         self.code = int(status[1]) if status else code
-        super().__init__(f"{url}: {self.reason}; {ADVICE}")
+        super().__init__(f"{url}: {reason}; {ADVICE}")
 
 
 class Curl:
@@ -112,7 +112,7 @@ class Curl:
                 failures = 1 if _received(final) > most else failures + 1
                 most = max(most, _received(final))
                 if failures == TRIES:
-                    raise InputError(f"{url}: {error.reason}, {TRIES} tries in a row; rerun to resume, or {ADVICE}") from error
+                    raise InputError(f"{error}, or rerun to resume ({TRIES} tries in a row failed)") from error
             self._closed.wait(PAUSE * 2 ** (failures - 1))
 
 

@@ -197,7 +197,8 @@ def test_a_broken_download_is_resumed(site: Site, faults: list[Fault], always: d
 
 def test_what_was_received_is_kept_unless_the_file_changed(site: Site) -> None:
     site.faults[BASE] = [Fault(sent=12_000), *[Fault(sent=0)] * 5]
-    assert "18000 bytes remaining to read, 6 tries in a row; rerun to resume, or name a copy" in site.fetch(code=2)
+    errors = site.fetch(code=2)
+    assert f"18000 bytes remaining to read{ADVICE.strip()}, or rerun to resume (6 tries in a row failed)\n" in errors
     (file,) = site.storage.glob("pretrained/.*")
     file.write_bytes(site.files[BASE])
     site.fetch()
