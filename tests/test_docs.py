@@ -84,7 +84,7 @@ def table(cls: type, names: list[str]) -> str:
         if field.name in names:
             hint = hints[field.name]
             literals = [part for part in (hint, *get_args(hint)) if typing.get_origin(part) is typing.Literal]
-            choices = field.metadata["choices"] or [value for literal in literals for value in get_args(literal)]
+            choices = [value for literal in literals for value in get_args(literal)]  # a registry's may grow
             meaning = ": ".join(filter(None, [field.metadata["help"], " ".join(f"`{value}`" for value in choices)]))
             rows.append(f"| `{field.name}` | {formatted(field.default)} | {meaning} |")
     return "\n".join(rows)
