@@ -129,7 +129,7 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, processes:
     jobs = plan(counts, recipe)
     by_split = {split: [job for job in jobs if job.split == split] for split in SPLITS}
     with atomic_folder(output) as root:
-        for folder in ("images", "features", "entities/Sentences", "entities/Annotations"):
+        for folder in ("images", "features", "entities/Sentences", "entities/Annotations", "winoground"):
             (root / folder).mkdir(parents=True)
         drawn = in_order(partial(write_image, root, recipe=recipe), jobs, processes)
         images = list(tqdm(drawn, total=len(jobs), desc="drawing scenes", unit="image", disable=None))
@@ -139,10 +139,8 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, processes:
         neighbours = {f"{one.stem}.npz": [f"{other.stem}.npz"] for one, other in pairs}
         (root / "twins.json").write_text(json.dumps(neighbours, indent=1), encoding="utf-8")
         examples = write_winoground(root / "winoground" / "examples.jsonl", by_split["test"], recipe)
-        items = "{} {}".format(*recipe.items)
-        sizes = {"images": len(jobs), "examples": examples, **counts}
-        readme = README.format(seed=recipe.seed, twins=recipe.twins, items=items, relations=recipe.relations, **sizes)
-        (root / "README.txt").write_text(readme, encoding="utf-8")
+        filled = {**vars(recipe), "items": "{} {}".format(*recipe.items), "images": len(jobs), "examples": examples, **counts}
+        (root / "README.txt").write_text(README.format(**filled), encoding="utf-8")
 
 
 def write_image(root: Path, job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -179,7 +177,6 @@ def write_winoground(path: Path, jobs: list[Job], recipe: Recipe) -> int:
             fixed = {"tag": "Noun Phrase", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": "Object"}
             texts = {"caption_0": caption_0.raw, "caption_1": caption_1.raw}
             examples.append({"id": len(examples), "image_0": pair[0].stem, "image_1": pair[1].stem, **texts, **fixed})
-    path.parent.mkdir()
     path.write_text("".join(json.dumps(example) + "\n" for example in examples), encoding="utf-8")
     return len(examples)
 

@@ -1,7 +1,4 @@
-"""Pickles of plain values read as ``pickle`` reads them; no other pickle hangs or fills the memory.
-
-Dicts that numpy has saved are in test_regions.py, in the files of MMF and MILVLG.
-"""
+"""Pickles of plain values read as ``pickle`` reads them; no other pickle hangs or fills the memory."""
 
 from __future__ import annotations
 
