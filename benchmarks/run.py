@@ -3,9 +3,8 @@
     python benchmarks/run.py                                     UNITER-base in fp32 and in the machine's half precision
     python benchmarks/run.py --models tiny base large --json results.json
 
-Data are random, of Flickr30k's sizes, in a real database: 10 to 100 regions per image (36 on average), texts of 5 to 30 word
-pieces. Weights are random too. Each measurement has a separate process. Program and reference take turns, since a shared
-machine has slow minutes, and the best turn counts.
+Data are random, of Flickr30k's sizes, in a real database. Each measurement has a separate process. Program and reference
+take turns, since a shared machine has slow minutes, and the best turn counts.
 """
 
 from __future__ import annotations
@@ -24,58 +23,32 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.machine import describe, fastest_product, in_new_process, memory_peak, seconds_of, start_memory_peak, timing
 from benchmarks.reference import Reference, decode, read
+from benchmarks.synthetic import HARD, compute_settings, open_split, random_model, train_options, write_data
 from data.datasets import Anchor, HardNegativeDataset
 from data.image_cache import ImageCache
-from data.image_db import ImageDatabaseWriter
 from data.loader import Loader
-from data.split import RetrievalSplit, read_pairs
-from data.text_db import TextDatabaseWriter
+from data.split import read_pairs
 from evaluation.scoring import score_matrix
-from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.cpu import packed_for_inference
 from model.iais import REGULARISERS
-from model.retrieval import ComputeSettings, RetrievalModel
-from optim.options import TrainOptions
+from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
 from utils.distributed import SingleProcess
 from utils.errors import InputError, one_line_errors
 from utils.files import save_json
-from utils.precision import Precision, choose_device, choose_precision
+from utils.precision import choose_device, choose_precision
 from utils.provenance import ROOT, provenance
 
 PARTS = ["start_up", "matmul", "loader", "evaluation", "micro_step"]
-CLASSES = 1601  # of the published detector; their scores are a large part of a record, and are never needed
-FIRST_PIECE = 106  # the word pieces below it are special or unused
-HARD = 31  # negatives kept for the loss
 HALVES, WORKERS = 10, 2  # text-anchored halves that the loader collates; loader workers of the program
 Measured = dict[str, float]
 Turns = list[Measured]
 Timed = Callable[[str], AbstractContextManager[object]]
-
-
-def write_data(folder: Path, config: UniterConfig, images: int, texts: int) -> None:
-    """Write ``folder``/images and ``folder``/texts.db, with text i describing image i modulo ``images``."""
-    rng = np.random.default_rng(0)
-    names = [f"random_{number:012d}.npz" for number in range(images)]
-    with ImageDatabaseWriter(folder / "images") as writer:
-        for name in names:
-            regions = int(np.clip(rng.poisson(36), 10, 100))
-            corner, size = rng.random((regions, 2)) / 2, rng.random((regions, 2)) / 2
-            features = rng.standard_normal((regions, config.img_dim), np.float32).clip(0)  # half are 0, as after a rectifier
-            boxes = np.concatenate([corner, corner + size, size], axis=1)
-            writer.put(name, features, boxes, np.full(regions, 0.9), soft_labels=rng.random((regions, CLASSES), np.float32))
-    specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [FIRST_PIECE, config.vocab_size]}
-    with TextDatabaseWriter(folder / "texts.db", specials) as writer:
-        for number in range(texts):
-            ids = rng.integers(FIRST_PIECE, config.vocab_size, int(rng.integers(5, 31)))
-            writer.put(str(number), ids, names[number % images])
 
 
 class Bench:
@@ -94,14 +67,12 @@ class Bench:
         self.reference = name == "reference"
         self.device = choose_device(options.device)
         self.config = UniterConfig.from_json(ROOT / f"config/uniter-{model}.json")
-        chunk = ChunkSize.for_device(self.device, self.config.intermediate_size, options.candidates)
-        precision = Precision("fp32" if self.reference else name, self.device)
-        self.compute = ComputeSettings(precision, chunk, prepare=packed_for_inference)
-        self.split = RetrievalSplit(f"{options.data}/texts.db", f"{options.data}/images", self.config.input_limits)
+        self.compute = compute_settings(self.config, options.candidates, "fp32" if self.reference else name, self.device)
+        self.split = open_split(Path(options.data), self.config)
 
     def start_up(self) -> Measured:
         """Everything up to the first score: imports, databases, a model with random weights, one pair."""
-        self._score_one_pair(self._random_model())
+        self._score_one_pair(random_model(self.config, self.device))
         return {"seconds": time.time() - self.started}
 
     def matmul(self) -> Measured:
@@ -132,11 +103,8 @@ class Bench:
 
     def micro_step(self) -> Measured:
         """One micro-step, by half and by step, with an update, and the peak of its memory."""
-        options = TrainOptions(
-            train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
-            train_batch_size=1, negative_size=self.candidates - 1, hard_neg_size=HARD, num_train_steps=1000,
-        )  # fmt: skip
-        trainer = Trainer(self._random_model(), options, self.compute, SingleProcess())
+        options = train_options(self.candidates - 1)
+        trainer = Trainer(random_model(self.config, self.device), options, self.compute, SingleProcess())
         seconds: Counter[str] = Counter()
         timed = partial(timing, seconds, device=self.device)
         self._half(trainer, "image", HARD + 1, timed)  # loads libraries at their first use
@@ -156,7 +124,7 @@ class Bench:
 
     def evaluation(self) -> Measured:
         """Pairs of the first texts and all images, the encoder's floating-point operations, and memory."""
-        images, texts, model = self.split.image_names, self.split.text_db, self._random_model()
+        images, texts, model = self.split.image_names, self.split.text_db, random_model(self.config, self.device)
         texts.ids, texts.lengths = texts.ids[: self.texts], texts.lengths[: self.texts]
         texts.image_of = self.split.image_of = self.split.image_of[: self.texts]
         self._score_one_pair(model)
@@ -171,10 +139,6 @@ class Bench:
         lengths = [text + image for text in (texts.lengths + 2).tolist() for image in regions]
         flops = sum(map(self._operations, lengths)) / seconds
         return {"pairs/s": len(lengths) / seconds, "flops": flops, "beyond the weights bytes": beyond}
-
-    def _random_model(self) -> RetrievalModel:
-        torch.manual_seed(0)
-        return RetrievalModel(self.config).to(self.device)
 
     def _score_one_pair(self, model: RetrievalModel) -> None:
         """Score with the program, which also loads the libraries that are loaded at their first use."""
