@@ -72,9 +72,9 @@ def compute_settings(
     return ComputeSettings(Precision(precision, device), chunk, prepare=packed_for_inference)
 
 
-def train_options(negative_size: int) -> TrainOptions:
+def train_options(negative_size: int, micro_steps: int = 1) -> TrainOptions:
     """Return the options of a training with IAIS singular; its paths are placeholders."""
     return TrainOptions(
         train_txt_dbs=("t",), train_img_dbs=("i",), val_txt_db="t", val_img_db="i", output_dir="o", IAIS="singular",
-        train_batch_size=1, negative_size=negative_size, hard_neg_size=HARD, num_train_steps=1000,
+        train_batch_size=micro_steps, negative_size=negative_size, hard_neg_size=HARD, num_train_steps=1000,
     )  # fmt: skip
