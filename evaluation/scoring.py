@@ -26,6 +26,7 @@ from data.datasets import BlockDataset
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.candidates import Candidates
+from evaluation.results import check_origin
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import Embedded
 from utils.distributed import ProcessGroup
@@ -225,13 +226,7 @@ def partial_scores(
     remove_leftovers(folder, "scores.")
     matrix, note = folder / "scores.partial.npy", folder / "scores.partial.json"
     if done := _fraction_done(matrix) if note.exists() else 0.0:
-        noted = read_json(note)
-        other = [name for name in origin if not isinstance(noted, dict) or noted.get(name) != origin[name]]
-        if other:
-            raise InputError(
-                f"{matrix}: belongs to an evaluation with another {', '.join(other)}; use the same to resume it, or remove "
-                "scores.partial.* to start over"
-            )
+        check_origin(matrix, read_json(note), origin, "use the same to resume it, or remove scores.partial.* to start over")
         LOGGER.info("resuming %s, %.1f %% done", matrix, 100 * done)
     else:
         with atomic_file(matrix) as file:
@@ -245,8 +240,18 @@ def partial_scores(
         finished = True
     finally:
         if finished or not any(np.isfinite(row).any() for row in scores):
-            note.unlink(missing_ok=True)
-            matrix.unlink(missing_ok=True)
+            remove_partial_scores(folder)
+
+
+def has_partial_scores(folder: Path) -> bool:
+    """Return whether ``folder`` has what an unfinished evaluation left."""
+    return (folder / "scores.partial.json").exists()
+
+
+def remove_partial_scores(folder: Path) -> None:
+    """Remove what an unfinished evaluation left in ``folder``, if anything."""
+    for suffix in ("json", "npy"):
+        (folder / f"scores.partial.{suffix}").unlink(missing_ok=True)
 
 
 def _fraction_done(matrix: Path) -> float:

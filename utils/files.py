@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
+BUSY = "another run is at work in this folder, expected one at a time; wait for it or choose another folder"
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
@@ -66,6 +68,41 @@ def output_folder(path: str | Path) -> Iterator[Path]:
             with suppress(OSError):  # not empty
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def exclusive_folder(path: str | Path) -> Iterator[Path]:
+    """``output_folder``, for one process at a time. Raises ``InputError`` also if another one is at work in it."""
+    with output_folder(path) as folder:
+        name = folder / ".lock"
+        try:
+            file = open(name, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise InputError(f"{name}: cannot be written ({error.strerror})") from error
+        with file:
+            lock(file, folder)
+            # Whoever held it may have just ended and removed the file, and someone else may have made a new one.
+            if not name.exists() or not os.path.samestat(name.stat(), os.fstat(file.fileno())):
+                raise InputError(f"{folder}: {BUSY}")
+            try:
+                yield folder
+            finally:
+                with suppress(OSError):
+                    name.unlink()
+
+
+def lock(file: IO[Any], folder: Path) -> None:
+    """Lock an open file in ``folder`` for this process alone, not for those that it forks: it ends with it, however that ends.
+
+    Raises ``InputError`` if another process holds it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        reason = (
+            BUSY if error.errno in (errno.EACCES, errno.EAGAIN) else f"cannot be locked ({error.strerror}), use another disk"
+        )
+        raise InputError(f"{folder}: {reason}") from error
 
 
 def new_folder(path: str | Path) -> Path:
@@ -180,9 +217,12 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal. Raises ``InputError`` if it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import atomic_file
+from utils.files import atomic_file, lock
 
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 SCALARS = "scalars.jsonl"
@@ -73,12 +72,11 @@ class RunLog:
         with self._disk_errors("log.txt"):
             self.file = _LogFile(folder / "log.txt")
         try:
-            # A lock of this process alone, not of the workers that it forks: it ends with the run, however that ends.
             assert self.file.stream is not None
-            fcntl.lockf(self.file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(self.file.stream, folder.parent)
+        except InputError:
             self.file.close()
-            raise InputError(f"{folder.parent}: another run is at work in this folder, expected one at a time") from error
+            raise
         self.file.setFormatter(FORMAT)
         with self._disk_errors("the scalars"):
             path = folder / SCALARS

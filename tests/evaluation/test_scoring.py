@@ -187,7 +187,7 @@ def test_resumes_only_with_the_same_model_and_data(
         ("img_db", other_images),
     ):
         line = fails(capsys, inf_itm.main, options(**{name: other}))
-        assert f"belongs to an evaluation with another {name}; use the same" in line
+        assert f"scores.partial.npy: belongs to an evaluation with another {name}" in line
     assert (begun / "scores.partial.npy").read_bytes() == before
 
     shutil.copytree(few_texts, moved)

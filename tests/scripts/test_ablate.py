@@ -132,7 +132,7 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
 def test_no_program_survives_a_stop(tmp_path: Path) -> None:
     programs = Programs()
     programs.stop()
-    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: exit code -15"):
+    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: killed by SIGTERM"):
         programs.run("scripts/inspect_db.py", ["--help"], tmp_path / "log.txt")
 
 
