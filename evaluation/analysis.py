@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from evaluation.recall import CUTOFFS, UNRANKED, Ranks
+from evaluation.tables import aligned
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -166,11 +167,11 @@ def summary_table(analysis: Mapping[str, Any]) -> str:
     columns = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r_mean": "mean", "median_rank": "median rank"}
     columns["mean_reciprocal_rank"] = "MRR"
     intervals = analysis["interval_95"]
-    lines = [f"{'95 % interval':16}" + "".join(f"{title:>15}" for title in columns.values())]
+    rows = [["95 % interval", *columns.values()]]
     for direction, title in (("txt", "text retrieval"), ("img", "image retrieval")):
-        cells = (_range(name, intervals[f"{direction}_{name}"]) for name in columns)
-        lines.append(f"{title:16}" + "".join(f"{cell:>15}" for cell in cells))
-    lines.append(f"{'both':16}{_range('r_mean', intervals['r_mean']):>60}")
+        rows.append([title, *(_range(name, intervals[f"{direction}_{name}"]) for name in columns)])
+    rows.append(["both", *(_range(name, intervals[name]) if name == "r_mean" else "" for name in columns)])
+    lines = [aligned(rows)]
     for title, key, name in (
         ("image R@1 by word pieces", "by_word_pieces", "img_r1"),
         ("text R@1 by regions", "by_regions", "txt_r1"),

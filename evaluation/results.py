@@ -58,7 +58,7 @@ def saved_results(file: Path, origin: Mapping[str, Any], table: Callable[[dict[s
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = error if isinstance(error, InputError) else f"{file}: damaged ({error!r})"
         raise InputError(f"{reason}; remove {file} and what belongs to it to evaluate again, or {remedy}") from error
-    LOGGER.info("%s: finished by an earlier call with the same model, data and settings; remove it to evaluate again", file)
+    LOGGER.info("%s: finished by an earlier call with the same model, data and settings; nothing is computed again", file)
     for name, now in provenance().items():
         if name in ("commit", "torch") and made.get(name) != now:
             LOGGER.warning("%s: made with %s %s, this is %s: a new result might differ", file, name, made.get(name), now)
