@@ -25,7 +25,7 @@ from evaluation.alignment import alignment_of_positives
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import Candidates, read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
-from evaluation.results import save_results, saved_results
+from evaluation.results import saved_results
 from evaluation.scoring import ScoreMatrix, has_partial_scores, partial_scores, remove_partial_scores, score_matrix
 from model.checkpoint import load_ranking_model
 from model.chunks import ChunkSize
@@ -35,7 +35,7 @@ from model.iais import REGULARISERS
 from model.retrieval import ComputeSettings
 from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
-from utils.files import exclusive_folder, save_npz, sha256
+from utils.files import exclusive_folder, save_json, save_npz, sha256
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
@@ -110,11 +110,13 @@ def main(argv: Sequence[str]) -> None:
                     "ranking_head": loaded.head,
                     "checkpoint_sha256": origin["checkpoint"],
                     "image_db": split.image_db.describe(),
+                    "origin": origin,
+                    "files": {"scores.npz": sha256(output / "scores.npz")},
                     **provenance(),
                 }
                 results = measure(scored, split, candidates) | {"alignment": alignment, "provenance": made}
                 results["seconds"] = time.perf_counter() - started
-                save_results(output / "scores.json", results, origin, output / "scores.npz")
+                save_json(output / "scores.json", results)
                 LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
         if results is None:
             return

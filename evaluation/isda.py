@@ -6,7 +6,6 @@ Shapes: N objects of a pair, L word pieces, K regions, A heads; P pairs, M measu
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from evaluation.retriever import Retriever
 from evaluation.tables import aligned, fixed
 from model.iais import MODALITIES, REGULARISERS, Blocks, PairAttention, symmetric_kl
 from utils.errors import InputError
-from utils.files import sha256, short_repr
+from utils.files import short_repr
 from utils.logging import progress_bar
 
 SURE, NEAR = 0.5, 0.3  # minimum IoU of an object's regions, and of its best one if none reaches SURE
@@ -125,14 +124,6 @@ def annotated_pairs(
             yield Case(text, image, partial(measure_isda, objects=objects))
     if not counts["objects"]:
         raise InputError(f"{folder}: no caption with 2 objects to measure, expected some; skipped: {skipped}")
-
-
-def annotations_fingerprint(folder: Path) -> str:
-    """Return a checksum of the files of an Entities folder. Raises ``InputError`` if one cannot be read."""
-    files = sorted(path for kind in ("Sentences", "Annotations") for path in folder.glob(f"{kind}/*") if path.is_file())
-    return hashlib.sha256(
-        "".join(f"{path.name} {sha256(path)}\n" for path in files).encode(errors="surrogateescape")
-    ).hexdigest()
 
 
 def match_pictures(

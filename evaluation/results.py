@@ -1,27 +1,26 @@
-"""The result of an evaluation: a JSON file that says what it was made from, and that another evaluation does not replace."""
+"""What a result was made from, so that no other one replaces it, continues it or is taken for it."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import read_json, save_json, sha256
+from utils.files import read_json, sha256
 from utils.provenance import provenance
 
 LOGGER = logging.getLogger(__name__)
 
 
 def check_origin(file: Path, before: Any, origin: Mapping[str, Any], remedy: str) -> None:
-    """Raise ``InputError`` unless ``file`` was made from ``origin``: what results depend on, by name; checksums for contents.
+    """Raise ``InputError`` unless the origin ``before`` that ``file`` names is ``origin``.
 
-    ``before`` is the origin that the file names, and ``remedy`` what to do if it is another one.
+    An origin has all that results depend on, by name; checksums stand for contents.
     """
     if not isinstance(before, Mapping):
-        raise InputError(f"{file}: does not say what it was made from, so it is not of this version, or damaged; {remedy}")
+        raise InputError(f"{file}: does not say what it was made from, so it is of an older version or damaged; {remedy}")
     if differences := _differences(before, origin):
         raise InputError(f"{file}: belongs to an evaluation with another {', '.join(differences)}; {remedy}")
 
@@ -40,32 +39,24 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
 
 
 def saved_results(file: Path, origin: Mapping[str, Any], table: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
-    """Return what an earlier call with the same ``origin`` saved in ``file``, or None if there is no such file.
+    """Return the results that an earlier call with the same ``origin`` saved in ``file``, or None if there is no such file.
 
-    Raises ``InputError`` if it has another origin, is damaged so that ``table`` fails, or misses a file that belongs to it.
+    Raises ``InputError`` if it has another origin or is damaged: ``table`` fails, or a file that belongs to it has changed.
     """
-    if not os.path.lexists(file):
+    if not file.exists():
         return None
-    remedy = "choose another output_dir"
-    results = read_json(file)
+    results: Any = read_json(file)
     made: Any = results.get("provenance") if isinstance(results, dict) else None
-    check_origin(file, made.get("origin") if isinstance(made, dict) else None, origin, remedy)
+    check_origin(file, isinstance(made, dict) and made.get("origin"), origin, "choose another output_dir")
     try:
         table(results)
-        for name, checksum in made["files"].items():
-            if sha256(file.with_name(name)) != checksum:
-                raise InputError(f"{file.with_name(name)}: has changed since {file.name} was written")
+        damaged = [name for name, checksum in made["files"].items() if sha256(file.with_name(name)) != checksum]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        reason = error if isinstance(error, InputError) else f"{file}: damaged ({error!r})"
-        raise InputError(f"{reason}; remove {file} and what belongs to it to evaluate again, or {remedy}") from error
+        damaged = [f"{file.name} ({error})"]
+    if damaged:
+        raise InputError(f"{file.parent}: {damaged[0]} is damaged; remove this folder or choose another output_dir")
     LOGGER.info("%s: finished by an earlier call with the same model, data and settings; nothing is computed again", file)
     for name, now in provenance().items():
         if name in ("commit", "torch") and made.get(name) != now:
             LOGGER.warning("%s: made with %s %s, this is %s: a new result might differ", file, name, made.get(name), now)
     return results
-
-
-def save_results(file: Path, results: dict[str, Any], origin: Mapping[str, Any], *beside: Path) -> None:
-    """Write ``results`` last of all, with their ``origin`` and the checksums of the files ``beside`` in their provenance."""
-    results["provenance"] |= {"origin": origin, "files": {path.name: sha256(path) for path in beside}}
-    save_json(file, results)

@@ -5,7 +5,6 @@ Shapes: T texts, I images, P pairs; A heads, L word pieces, K regions, N = L + 2
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -161,19 +160,8 @@ class Retriever:
         given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
         return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
 
-    def origin(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
-        """Return what results of this model on ``image_db`` depend on, for ``evaluation.results``."""
-        return {
-            "checkpoint": sha256(options.checkpoint),
-            "model_config": self.config.to_dict(),
-            "vocab": hashlib.sha256("\n".join(self.tokenizer.pieces).encode()).hexdigest(),
-            "precision": f"{self.compute.precision.name} on {self.compute.precision.device.type}",
-            "box_rule": asdict(image_db.rule),
-            "img_db": image_db.fingerprint(),
-        }
-
     def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
-        """Return what to save with results of this model on ``image_db`` besides their origin."""
+        """Return what results of this model on ``image_db`` depend on, to be saved with them."""
         return {
             "options": asdict(options),
             "device": str(self.compute.precision.device),

@@ -23,15 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.image_db import ImageDatabase
 from data.split import RetrievalSplit
 from data.text_db import TextDatabase
-from evaluation.isda import annotated_pairs, annotations_fingerprint, matched_pairs, measure, table
+from evaluation.isda import annotated_pairs, matched_pairs, measure, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.plots.curves import isda_figure
 from evaluation.plots.style import save_figure
-from evaluation.results import save_results, saved_results
 from evaluation.retriever import Retriever
-from model.iais import REGULARISERS
 from utils.errors import InputError, one_line_errors
-from utils.files import exclusive_folder
+from utils.files import exclusive_folder, save_json
 from utils.logging import log_to_screen
 from utils.options import option, parse_options, require
 
@@ -76,24 +74,16 @@ def main(argv: Sequence[str]) -> None:
         else:
             split = RetrievalSplit(options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=compressed)
             image_db, pairs = stack.enter_context(split).image_db, matched_pairs(split)
-        output = stack.enter_context(exclusive_folder(options.output_dir))
-        file, plot = output / "isda.json", output / f"isda.{options.plot}"
-        origin = retriever.origin(options, image_db) | {"layers": list(layers), "heads": options.heads}
-        origin["txt_db"] = TextDatabase(options.txt_db).fingerprint() if options.txt_db else None
-        origin["entities"] = annotations_fingerprint(Path(options.entities)) if options.entities else None
-        origin["regularisers"] = None if options.entities else list(REGULARISERS)
-        results = saved_results(file, origin, table)
-        if is_new := results is None:
-            results = measure(retriever, pairs, layers, options.heads)
-            results["counts"] |= counts
-            results["seconds"] = time.perf_counter() - started
-            results["provenance"] = retriever.provenance(options, image_db)
-            save_results(file, results, origin)
-        if is_new or not plot.exists():
-            save_figure(isda_figure(results), plot)
-            LOGGER.info("wrote %s and %s", file, plot)
+        output = stack.enter_context(exclusive_folder(options.output_dir, "isda.json"))
+        results = measure(retriever, pairs, layers, options.heads)
+        results["counts"] |= counts
+        results["seconds"] = time.perf_counter() - started
+        results["provenance"] = retriever.provenance(options, image_db)
+        save_json(output / "isda.json", results)
+        save_figure(isda_figure(results), output / f"isda.{options.plot}")
     print(table(results))
     LOGGER.info("%s", results["counts"])
+    LOGGER.info("wrote %s and isda.%s beside it", output / "isda.json", options.plot)
 
 
 if __name__ == "__main__":

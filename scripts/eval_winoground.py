@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.image_db import ImageDatabase
 from evaluation import winoground
 from evaluation.options import FROM_TRAINING, RetrieverOptions
-from evaluation.results import save_results, saved_results
 from evaluation.retriever import Retriever
 from utils.errors import one_line_errors
-from utils.files import exclusive_folder, sha256
+from utils.files import exclusive_folder, save_json, sha256
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options, require
 
@@ -59,21 +58,17 @@ def main(argv: Sequence[str]) -> None:
         record_of = winoground.find_records(path, by_line, image_db)
         retriever = Retriever.from_options(options, options.batch_size)
         winoground.check_captions(path, by_line, retriever)
-        output = stack.enter_context(exclusive_folder(options.output_dir))
-        file, scores_file = output / "winoground.json", output / "scores.jsonl"
-        origin = retriever.origin(options, image_db) | {"examples": sha256(path)}
-        results = saved_results(file, origin, winoground.table)
-        if results is None:
-            scores = winoground.score_examples(retriever, examples, record_of, image_db)
-            winoground.save_scores(scores_file, examples, scores)
-            provenance = retriever.provenance(options, image_db) | {"examples_sha256": origin["examples"]}
-            results = winoground.summary(examples, scores) | {
-                "seconds": time.perf_counter() - started,
-                "provenance": provenance,
-            }
-            save_results(file, results, origin, scores_file)
-            LOGGER.info("wrote %s and %s", file, scores_file)
+        output = stack.enter_context(exclusive_folder(options.output_dir, "winoground.json"))
+        scores = winoground.score_examples(retriever, examples, record_of, image_db)
+        winoground.save_scores(output / "scores.jsonl", examples, scores)
+        results = {
+            **winoground.summary(examples, scores),
+            "seconds": time.perf_counter() - started,
+            "provenance": retriever.provenance(options, image_db) | {"examples_sha256": sha256(path)},
+        }
+        save_json(output / "winoground.json", results)
     print(winoground.table(results))
+    LOGGER.info("wrote %s and %s", output / "winoground.json", output / "scores.jsonl")
 
 
 if __name__ == "__main__":

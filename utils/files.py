@@ -71,8 +71,8 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive_folder(path: str | Path) -> Iterator[Path]:
-    """``output_folder``, for one process at a time. Raises ``InputError`` also if another one is at work in it."""
+def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
+    """``output_folder``, for one process at a time. Raises ``InputError`` also if another is in it, or file ``new`` exists."""
     with output_folder(path) as folder:
         name = folder / ".lock"
         try:
@@ -85,6 +85,8 @@ def exclusive_folder(path: str | Path) -> Iterator[Path]:
             if not name.exists() or not os.path.samestat(name.stat(), os.fstat(file.fileno())):
                 raise InputError(f"{folder}: {BUSY}")
             try:
+                if new and os.path.lexists(folder / new):
+                    raise InputError(f"{folder / new}: already exists; remove it or choose another output_dir")
                 yield folder
             finally:
                 with suppress(OSError):

@@ -20,7 +20,7 @@ from evaluation.recall import table
 from evaluation.tables import fixed
 from optim.options import TrainOptions
 from utils.errors import InputError
-from utils.files import exclusive_folder, read_json, save_json
+from utils.files import read_json, save_json
 from utils.options import parse_options
 from utils.provenance import ROOT
 
@@ -29,11 +29,6 @@ BEST = "ckpt/model_best.pt"
 
 def run_demo(seed: int, data: Path = Path("demo")) -> None:
     """Run the steps not done yet under ``data`` and print the table. Raises ``InputError`` if a step fails."""
-    with exclusive_folder(data):
-        _run_demo(seed, data)
-
-
-def _run_demo(seed: int, data: Path) -> None:
     started = time.perf_counter()
     runs, options = data / f"seed-{seed}", ["--seed", str(seed)]
     make_data(data)
