@@ -43,7 +43,7 @@ class Programs:
             code = process.wait()
             self._running.discard(process)
         if code:
-            raise ProgramFailed(f"{program}: {_reason(code, log.read_bytes()[begin:].decode(errors='replace'))}")
+            raise ProgramFailed(f"{program}: {reason_of(code, log.read_bytes()[begin:].decode(errors='replace'))}")
 
     def stop(self) -> None:
         """Terminate the running programs, of which trainings save first, and wait for them. A second Ctrl-C kills them."""
@@ -60,7 +60,7 @@ class Programs:
             raise
 
 
-def _reason(code: int, output: str) -> str:
+def reason_of(code: int, output: str) -> str:
     """Why a program failed: the signal that killed it, or the last line that it printed, apart from progress bars."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"

@@ -131,14 +131,38 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
     assert sorted(part.maps) == [0, 1]
     assert torch.equal(part.maps[1], attention.maps[1])
     assert torch.equal(part.blocks().VL, attention.blocks(layer=1).VL)
-    with pytest.raises(InputError, match=r"layer 2: attention was not requested, expected one of \[0, 1\]"):
-        part.blocks(layer=2)
-    for wrong in (-1, 4):
-        with pytest.raises(InputError, match=f"head {wrong}: expected 0 to 3"):
-            part.blocks(head=wrong)
-    for wrong in (-1, 3):
-        with pytest.raises(InputError, match=f"layer {wrong}: expected 0 to 2"):
-            retriever.attention(text, image, layers=[wrong])
+    for given in ({"layer": 2}, {"layer": 1.0}, {"head": -1}, {"head": 4}, {"head": True}):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is .*, expected "):
+            part.blocks(**given)
+
+
+@pytest.mark.parametrize(
+    ("argument", "method", "given"),
+    [
+        *(("text", method, (wrong, IMAGES)) for method in ("rank", "attention") for wrong in (5, None, ["a"], b"a")),
+        *(("top", "rank", (CAPTION, IMAGES, wrong)) for wrong in (0, 1.5, "3", True, float("nan"))),
+        *(("image_db", "rank", (CAPTION, wrong)) for wrong in (None, str(BUNDLED.image_db))),
+        *(("texts", method, (wrong, IMAGES)) for method in ("score", "rank_each") for wrong in ("a dog", 5, ["a", 5])),
+        *(("images", "score", ([CAPTION], wrong)) for wrong in (IMAGE, IMAGES, ["a.npz"])),
+        *(("shape of", "score", ([CAPTION], [replace(IMAGE, boxes=wrong)])) for wrong in (IMAGE.boxes[:2], IMAGE.boxes[:, :4])),
+        *(("pairs", "score_pairs", ([CAPTION], [IMAGE], wrong)) for wrong in (None, [0, 0], [(0, 0.5)], [(0, 1)], [(-1, 0)])),
+        *(("layers", "attention", (CAPTION, IMAGE, wrong)) for wrong in (1, [], [1.0], [3], [-1], "0")),
+        ("image", "attention", (CAPTION, "a.npz")),
+        ("input_ids", "attention", (Text("9", np.array([1.5]), "", {}), IMAGE)),
+        *(("checkpoint", "from_checkpoint", (wrong, MODEL[1])) for wrong in (None, 5)),
+        ("model_config", "from_checkpoint", (MODEL[0], {})),
+    ],
+)  # fmt: skip
+def test_arguments_of_another_kind(retriever: Retriever, argument: str, method: str, given: tuple[Any, ...]) -> None:
+    with pytest.raises(InputError, match=f"^{argument}.* is .*, expected ") as caught:
+        getattr(retriever, method)(*given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"vocab": 5}, {"device": 5}, {"precision": "fp8"}, {"batch_size": 0}, {"batch_size": 1.5}])
+def test_settings_of_another_kind(given: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(given))} is .*, expected "):
+        Retriever.from_checkpoint(*MODEL, **given)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +172,7 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
         ("a\udce9", "text 'a\\\\udce9' is not Unicode"),
         ("dog " * 127, r"text 'dog dog .*…' has 127 word pieces, expected at most 126"),
         (Text("9", np.empty(0, np.int64), "", {}), "text '9' has no word pieces"),
+        (Text("9", np.array([5, -1]), "", {}), "text '9' has word-piece id -1"),
         (Text("9", np.array([5, 28996]), "", {}), "text '9' has word-piece id 28996, the vocabulary bert-base-cased has 28996"),
     ],
     ids=str,
@@ -167,8 +192,6 @@ def test_texts_that_cannot_be_scored(retriever: Retriever, caption: str | Text, 
 def test_images_and_databases_that_cannot_be_scored(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image 'heldout_.*npz' has features of width 32"):
         retriever.score([CAPTION], [replace(IMAGE, features=IMAGE.features[:, :32])])
-    with pytest.raises(InputError, match="top is 0, expected at least 1"):
-        retriever.rank(CAPTION, IMAGES, top=0)
 
     shutil.copytree(BUNDLED.image_db, tmp_path / "db")
     folder, name = next((tmp_path / "db").glob("*/data.mdb")).parent, IMAGES.names()[30]

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import inf_itm
+from scripts import ablate
+from tests.conftest import BUNDLED
 from tests.processes import ROOT
+from tests.scripts.test_ablate import written
+from tests.test_programs import fails, inference
 from utils.errors import InputError
+from utils.files import exclusive_folder
 from utils.logging import SCALARS, RunLog, read_scalars
 
 
@@ -45,6 +51,32 @@ def test_a_kill_at_any_byte_loses_one_line_at_most(tmp_path: Path) -> None:
         if size % 16 == 0:
             record(tmp_path, range(whole + 1, 5), after=whole)
             assert list(read_scalars(tmp_path)["train/lr"]) == [1, 2, 3, 4]
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second one ends at once, changes nothing, and may start when the first has been killed."""
+    evaluation = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run")
+    ablation = [str(written(tmp_path)), "--output", str(tmp_path / "run")]
+    hold = (
+        "import pathlib, sys; from utils.files import exclusive_folder; from utils.logging import RunLog;"
+        "folder = exclusive_folder(sys.argv[1]); path = folder.__enter__(); log = RunLog(path); print('held', flush=True);"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        before = sorted((tmp_path / "run").iterdir())
+        for main, options in ((inf_itm.main, evaluation), (ablate.main, ablation)):
+            line = fails(capsys, main, options)
+            assert f"error: {tmp_path / 'run'}: another run is at work in this folder" in line
+        with pytest.raises(InputError, match="another run is at work in this folder"):
+            RunLog(tmp_path / "run")
+        assert sorted((tmp_path / "run").iterdir()) == before
+        holder.kill()
+    with exclusive_folder(tmp_path / "run"):
+        RunLog(tmp_path / "run").__exit__(None, None, None)
+    assert not (tmp_path / "run/.lock").exists()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
