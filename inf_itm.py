@@ -25,7 +25,7 @@ from evaluation.alignment import alignment_of_positives
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import Candidates, read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
-from evaluation.results import saved_results
+from evaluation.results import made_with, saved_results
 from evaluation.scoring import ScoreMatrix, has_partial_scores, partial_scores, remove_partial_scores, score_matrix
 from model.checkpoint import load_ranking_model
 from model.chunks import ChunkSize
@@ -39,7 +39,6 @@ from utils.files import exclusive_folder, save_json, save_npz, sha256
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.provenance import provenance
 
 LOGGER = logging.getLogger("inference")
 
@@ -102,20 +101,13 @@ def main(argv: Sequence[str]) -> None:
             if scored is not None:
                 ids = {"txt_ids": np.array(list(text_ids)), "img_ids": np.array(list(image_names))}
                 save_npz(output / "scores.npz", scores=scored.scores, **ids)
-                made = {
-                    "options": asdict(options),
-                    "device": str(device),
-                    "precision": precision.name,
-                    "workers": group.world_size,
-                    "ranking_head": loaded.head,
-                    "checkpoint_sha256": origin["checkpoint"],
-                    "image_db": split.image_db.describe(),
-                    "origin": origin,
-                    "files": {"scores.npz": sha256(output / "scores.npz")},
-                    **provenance(),
+                more = {"workers": group.world_size, "ranking_head": loaded.head, "origin": origin}
+                more["files"] = {"scores.npz": sha256(output / "scores.npz")}
+                results = measure(scored, split, candidates) | {
+                    "alignment": alignment,
+                    "seconds": time.perf_counter() - started,
+                    "provenance": made_with(options, precision, split.image_db, **more),
                 }
-                results = measure(scored, split, candidates) | {"alignment": alignment, "provenance": made}
-                results["seconds"] = time.perf_counter() - started
                 save_json(output / "scores.json", results)
                 LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
         if results is None:

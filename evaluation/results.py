@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data.image_db import ImageDatabase
+from evaluation.options import ModelOptions
 from utils.errors import InputError
 from utils.files import read_json, sha256
+from utils.precision import Precision
 from utils.provenance import provenance
 
 LOGGER = logging.getLogger(__name__)
+
+
+def made_with(options: ModelOptions, precision: Precision, image_db: ImageDatabase, **more: Any) -> dict[str, Any]:
+    """Return what results of a model on ``image_db`` depend on, and ``more``, to be saved with them."""
+    return {
+        "options": asdict(options),
+        "device": str(precision.device),
+        "precision": precision.name,
+        "checkpoint_sha256": sha256(options.checkpoint),
+        "image_db": image_db.describe(),
+        **more,
+        **provenance(),
+    }
 
 
 def check_origin(file: Path, before: Any, origin: Mapping[str, Any], remedy: str) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,9 +32,8 @@ from model.iais import PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.errors import InputError
-from utils.files import sha256, short_repr
+from utils.files import short_repr
 from utils.precision import DTYPES, Precision, choose_device, choose_precision
-from utils.provenance import provenance
 
 PAIRS_PER_BATCH = 1024  # with up to as many images, which are on the device together
 IMAGES_PER_BLOCK = 256  # of a database, read and scored together
@@ -159,18 +157,6 @@ class Retriever:
         """Load the model that the options of a program name; see ``from_checkpoint``."""
         given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
         return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
-
-    def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
-        """Return what results of this model on ``image_db`` depend on, to be saved with them."""
-        return {
-            "options": asdict(options),
-            "device": str(self.compute.precision.device),
-            "precision": self.compute.precision.name,
-            "vocabulary": self.tokenizer.name,
-            "checkpoint_sha256": sha256(options.checkpoint),
-            "image_db": image_db.describe(),
-            **provenance(),
-        }
 
     @property
     def config(self) -> UniterConfig:

@@ -27,6 +27,7 @@ from evaluation.isda import annotated_pairs, matched_pairs, measure, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.plots.curves import isda_figure
 from evaluation.plots.style import save_figure
+from evaluation.results import made_with
 from evaluation.retriever import Retriever
 from utils.errors import InputError, one_line_errors
 from utils.files import exclusive_folder, save_json
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts
         results["seconds"] = time.perf_counter() - started
-        results["provenance"] = retriever.provenance(options, image_db)
+        results["provenance"] = made_with(options, retriever.compute.precision, image_db, vocabulary=retriever.tokenizer.name)
         save_json(output / "isda.json", results)
         save_figure(isda_figure(results), output / f"isda.{options.plot}")
     print(table(results))

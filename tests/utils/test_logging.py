@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -55,28 +56,27 @@ def test_a_kill_at_any_byte_loses_one_line_at_most(tmp_path: Path) -> None:
 
 def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second one ends at once, changes nothing, and may start when the first has been killed."""
-    evaluation = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run")
-    ablation = [str(written(tmp_path)), "--output", str(tmp_path / "run")]
+    folder = tmp_path / "run"
     hold = (
-        "import pathlib, sys; from utils.files import exclusive_folder; from utils.logging import RunLog;"
-        "folder = exclusive_folder(sys.argv[1]); path = folder.__enter__(); log = RunLog(path); print('held', flush=True);"
-        "sys.stdin.read()"
+        "import sys; from pathlib import Path; from utils.files import exclusive_folder; from utils.logging import RunLog;"
+        "folder = exclusive_folder(sys.argv[1]); log = RunLog(folder.__enter__()); print('held', flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", hold, str(tmp_path / "run")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        before = sorted((tmp_path / "run").iterdir())
-        for main, options in ((inf_itm.main, evaluation), (ablate.main, ablation)):
-            line = fails(capsys, main, options)
-            assert f"error: {tmp_path / 'run'}: another run is at work in this folder" in line
+        assert holder.stdout.readline() == "held\n"
+        before = sorted(folder.iterdir())
+        for main, options in (
+            (inf_itm.main, inference(BUNDLED.text_db, BUNDLED.image_db, folder)),
+            (ablate.main, [str(written(tmp_path)), "--output", str(folder)]),
+        ):
+            assert f"error: {folder}: another run is at work in this folder" in fails(capsys, main, options)
         with pytest.raises(InputError, match="another run is at work in this folder"):
-            RunLog(tmp_path / "run")
-        assert sorted((tmp_path / "run").iterdir()) == before
+            RunLog(folder)
+        assert sorted(folder.iterdir()) == before
         holder.kill()
-    with exclusive_folder(tmp_path / "run"):
-        RunLog(tmp_path / "run").__exit__(None, None, None)
-    assert not (tmp_path / "run/.lock").exists()
+    with exclusive_folder(folder):
+        record(folder, range(1, 2))
+    assert not (folder / ".lock").exists()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
