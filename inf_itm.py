@@ -26,7 +26,7 @@ from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import Candidates, read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
 from evaluation.results import made_with, saved_results
-from evaluation.scoring import ScoreMatrix, has_partial_scores, partial_scores, remove_partial_scores, score_matrix
+from evaluation.scoring import ScoreMatrix, partial_scores, remove_partial_scores, score_matrix
 from model.checkpoint import load_ranking_model
 from model.chunks import ChunkSize
 from model.config import UniterConfig
@@ -138,17 +138,10 @@ def measure(scored: ScoreMatrix, split: RetrievalSplit, candidates: Candidates |
 
 
 def check_outputs(options: InferenceOptions, finished: bool) -> None:
-    """Raise ``InputError`` before scoring starts if it would replace another evaluation's files, or has no pictures.
-
-    A kill may have come between ``scores.npz`` and ``scores.json``; then there are partial scores as well.
-    """
-    output = Path(options.output_dir)
-    others = [output / "report"] + [output / "scores.npz"] * (not has_partial_scores(output))
-    for path in [] if finished else others:
-        if os.path.lexists(path):
-            raise InputError(
-                f"{path}: already exists, without the scores.json that it belongs to; remove it or choose another output_dir"
-            )
+    """Raise ``InputError`` before scoring starts if there is another evaluation's report, or no pictures for one."""
+    report = Path(options.output_dir) / "report"
+    if not finished and os.path.lexists(report):
+        raise InputError(f"{report}: already exists, but no scores.json; remove it or choose another output_dir")
     if options.report not in (None, NO_PICTURES) and not Path(options.report or "").is_dir():
         raise InputError(f"report {options.report}: no such folder, expected a folder of pictures")
 

@@ -243,11 +243,6 @@ def partial_scores(
             remove_partial_scores(folder)
 
 
-def has_partial_scores(folder: Path) -> bool:
-    """Return whether ``folder`` has what an unfinished evaluation left."""
-    return (folder / "scores.partial.json").exists()
-
-
 def remove_partial_scores(folder: Path) -> None:
     """Remove what an unfinished evaluation left in ``folder``, if anything."""
     for suffix in ("json", "npy"):

@@ -226,7 +226,7 @@ def test_a_finished_evaluation_is_printed_or_kept(
         ("scores.npz", before[folder / "scores.npz"][0][:-1], "scores.npz is damaged; remove this folder"),
         ("scores.npz", None, "scores.npz: cannot be read"),
         ("scores.json", b"{}", "does not say what it was made from"),
-        ("scores.json", None, "report: already exists, without the scores.json"),
+        ("scores.json", None, "report: already exists, but no scores.json"),
     ):
         (folder / name).unlink(missing_ok=True) if damaged is None else (folder / name).write_bytes(damaged)
         assert reason in fails(capsys, inf_itm.main, options)
