@@ -135,10 +135,9 @@ def _check_ids(file: Path, ids: Mapping[str, list[str]], expected: Mapping[str, 
         have, want = ids[kind], expected[kind]
         if len(have) != len(want):
             raise InputError(f"{file}: has {len(have):,} {things}, {reference} has {len(want):,}; expected the same")
-        for index, (one, other) in enumerate(zip(have, want, strict=True)):
-            if one != other:
-                difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
-                raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
+        if different := [index for index, name in enumerate(want) if have[index] != name]:
+            names = f"is {short_repr(have[different[0]])}, in {reference} {short_repr(want[different[0]])}"
+            raise InputError(f"{file}: {kind}[{different[0]}] {names}; expected the same {things} in the same order")
 
 
 def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extremes]:
