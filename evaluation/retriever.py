@@ -136,9 +136,8 @@ class Retriever:
     ) -> Retriever:
         """Load a model as ``inf_itm.py`` does, with its options; ``vocab`` is a ``vocab.txt``, by default of bert-base-cased.
 
-        Raises:
-            InputError: a file is missing, damaged, or does not fit the others; the checkpoint has no ranking head; or the
-                device or precision is not available.
+        Raises ``InputError`` if a file is missing, damaged, or does not fit the others, the checkpoint has no ranking head, or
+        the device or precision is not available.
         """
         for name, path in (("checkpoint", checkpoint), ("model_config", model_config), ("vocab", vocab or "")):
             _require(isinstance(path, str | Path), name, path, "the path of a file")
@@ -173,9 +172,8 @@ class Retriever:
     def score_pairs(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: ArrayLike) -> np.ndarray:
         """Return raw scores of ``pairs`` (P, 2), indices into ``texts`` and ``images``: (P,) float32.
 
-        Raises:
-            InputError: a text is empty, too long or has ids outside the vocabulary, an image has features of another width than
-                the model's, or a score is not finite.
+        Raises ``InputError`` if a text is empty, too long or has ids outside the vocabulary, an image has features of another
+        width than the model's, or a score is not finite.
         """
         _require_inputs(texts, images)
         try:

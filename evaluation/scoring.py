@@ -76,9 +76,7 @@ def score_matrix(
         into: on rank 0, ``partial_scores`` of the same candidates; only blocks with NaN are computed.
         cache_bytes: size of the embedded images held on the device; larger splits are processed in parts.
 
-    Raises:
-        InputError: a record cannot be read, a score is not finite, or the disk has no room for the scores.
-        RankLost: another rank has died.
+    Raises ``InputError`` if a record cannot be read, a score is not finite, or the disk has no room; ``RankLost``.
     """
     model.eval()
     blocks = BlockDataset(split, "texts", TEXTS_PER_BLOCK)
@@ -217,11 +215,7 @@ def partial_scores(
     NaN if not scored yet, -inf for pairs that are not candidates. If the block fails, the matrix and its origin are kept in
     ``scores.partial.npy`` and ``scores.partial.json``; if it succeeds, or nothing has been scored, they are removed.
 
-    Args:
-        origin: what the scores depend on, by names for error messages; must be the same to resume.
-
-    Raises:
-        InputError: the matrix there has another origin or is damaged, or the disk has no room for a new one.
+    Raises ``InputError`` if the matrix there is damaged or has another ``origin`` (``check_origin``), or the disk has no room.
     """
     remove_leftovers(folder, "scores.")
     matrix, note = folder / "scores.partial.npy", folder / "scores.partial.json"

@@ -119,8 +119,7 @@ def new_folder(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Raises:
-        InputError: ``path`` is a folder, or the disk refuses.
+    Raises ``InputError`` if ``path`` is a folder, or the disk refuses.
     """
     path = Path(path)
     if path.name in ("", "..") or os.path.isdir(path):
@@ -146,10 +145,8 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Make a hidden folder that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
-    What a killed process left of it is removed first.
-
-    Raises:
-        InputError: ``path`` exists, another process is writing it, or the disk refuses.
+    What a killed process left of it is removed first. Raises ``InputError`` if ``path`` exists, another process is writing it,
+    or the disk refuses.
     """
     path = Path(path)
     if os.path.lexists(path):

@@ -60,11 +60,8 @@ class _LogFile(logging.FileHandler):
 class RunLog:
     """The log folder of a run: ``log.txt``, ``scalars.jsonl`` and TensorBoard's event files. Use it as a context manager.
 
-    Args:
-        updates: done before, in a resumed run; what was recorded after them is dropped.
-
-    Raises:
-        InputError: the disk refuses, here and in ``scalars``; or another process logs there.
+    ``updates`` were done before, in a resumed run; what was recorded after them is dropped. Raises ``InputError`` if the disk
+    refuses, here and in ``scalars``, or another process logs there.
     """
 
     def __init__(self, folder: Path, updates: int = 0) -> None:
@@ -121,8 +118,7 @@ class RunLog:
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Return what ``RunLog.scalars`` recorded in ``folder``: by name, the value after each update, in their order.
 
-    Raises:
-        InputError: the folder has no ``scalars.jsonl``, or it cannot be read or is damaged.
+    Raises ``InputError`` if the folder has no ``scalars.jsonl``, or it cannot be read or is damaged.
     """
     path = folder / SCALARS
     if not path.exists():

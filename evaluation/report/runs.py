@@ -70,9 +70,8 @@ class Run:
 def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
     """Read the runs in ``folders``, and open the text database that the first one names. Holds one score matrix at a time.
 
-    Raises:
-        InputError: a file is missing or damaged, runs have other texts or images than the first, or the recalls in
-            ``scores.json`` are not those of ``scores.npz``.
+    Raises ``InputError`` if a file is missing or damaged, runs have other texts or images than the first, or the recalls in
+    ``scores.json`` are not those of ``scores.npz``.
     """
     names = run_names(folders)
     text_db: TextDatabase | None = None
