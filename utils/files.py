@@ -101,10 +101,8 @@ def lock(file: IO[Any], folder: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        reason = (
-            BUSY if error.errno in (errno.EACCES, errno.EAGAIN) else f"cannot be locked ({error.strerror}), use another disk"
-        )
-        raise InputError(f"{folder}: {reason}") from error
+        held = error.errno in (errno.EACCES, errno.EAGAIN)
+        raise InputError(f"{folder}: {BUSY if held else f'cannot be locked ({error.strerror}); use another disk'}") from error
 
 
 def new_folder(path: str | Path) -> Path:

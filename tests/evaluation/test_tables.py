@@ -20,5 +20,4 @@ def test_no_number_reads_as_zero(value: float, sign: bool, expected: str) -> Non
 
 def test_columns_do_not_touch() -> None:
     rows = [["", "first", "second"], ["a name", "90.00 – 100.00", "100.00 – 100.00"], ["b", "–", ""]]
-    assert [len(line.split("  ")) > 1 for line in aligned(rows).splitlines()] == [True] * 3
     assert aligned(rows).splitlines()[1] == "a name  90.00 – 100.00  100.00 – 100.00"

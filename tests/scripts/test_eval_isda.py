@@ -88,6 +88,7 @@ def test_one_split_in_all_layers_and_heads(tmp_path: Path, scenes: Scenes, capsy
     assert measured["provenance"]["checkpoint_sha256"] == sha256(scenes.folder / "model.pt")
     assert f"{measured['layers'][1]['isda']:.4f}" in capsys.readouterr().out
     assert (tmp_path / "out/isda.png").read_bytes().startswith(b"\x89PNG")
+    assert "isda.json: already exists" in fails(capsys, main, options(scenes, tmp_path / "out"))
 
 
 def test_published_names(tmp_path: Path, scenes: Scenes, entities: Path) -> None:

@@ -71,6 +71,7 @@ def test_twins(tmp_path: Path, scenes: Scenes, capsys: pytest.CaptureFixture[str
     assert (origin["precision"], origin["device"], origin["vocabulary"]) == ("fp32", "cpu", "bert-base-cased")
     assert origin["image_db"]["images"] == 8
     assert f"{100 * results['image']:.2f}" in capsys.readouterr().out.splitlines()[1]
+    assert "winoground.json: already exists" in fails(capsys, main, options(scenes, tmp_path / "whole"))
 
 
 def test_as_a_process_with_the_settings_of_a_training(tmp_path: Path, scenes: Scenes) -> None:
