@@ -22,6 +22,7 @@ from data.tokenizer import joined
 from evaluation.plots.regions import ASPECT, TILE, draw_boxes, tiles_of
 from evaluation.plots.style import printable, shorten, style
 from evaluation.retriever import Attention
+from evaluation.tables import fixed
 from model.iais import MODALITIES, Modality, PairAttention, between_nearest, distributed, distributed_target, nearest, singular
 
 NAMES: dict[Modality, str] = {"L": "words", "V": "regions"}
@@ -110,7 +111,7 @@ def pair_figure(
             x = number / len(pairs) + 0.05 / width
             heading.text(x, 0.9, shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
             source = f"layer {max(attention.maps) if layer == -1 else layer}, {heads}"
-            heading.text(x, 0.45, f"score {attention.score:.3f}; attention of {source}", fontsize=9, va="top")
+            heading.text(x, 0.45, f"score {fixed(attention.score, 3)}; attention of {source}", fontsize=9, va="top")
         for part, panel in zip(parts, panels, strict=True):
             panel.draw(part)
     return figure
@@ -245,7 +246,7 @@ def _alignment_maps(pair: PairAttention, labels: Mapping[Modality, Labels], moda
     stand_ins = nearest(blocks).tolist()
     names = [f"{name} {theirs.names[number]}" for name, number in zip(mine.names, stand_ins, strict=True)]
     by_nearest = Labels(names, mine.tiles or [theirs.tiles[number] for number in stand_ins if theirs.tiles])
-    distances = [f"distance {float(loss(pair, modality)):.4f}" for loss in (singular, distributed)]
+    distances = [f"distance {fixed(float(loss(pair, modality)), 4)}" for loss in (singular, distributed)]
     by_one = f"$A_{{{other}{other}}}[i^*, j^*]$  of the nearest {NAMES[other]}, {distances[0]}"
     by_all = f"$A_{{{modality}{other}}} A_{{{other}{modality}}}$  via all {NAMES[other]}, {distances[1]}"
     own = _block_map(pair, labels, modality, modality)

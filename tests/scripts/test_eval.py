@@ -132,6 +132,7 @@ def test_one_split_in_all_layers_and_heads(tmp_path: Path, scenes: Scenes, capsy
     assert measured["provenance"]["checkpoint_sha256"] == sha256(scenes.folder / "model.pt")
     assert f"{measured['layers'][1]['isda']:.4f}" in capsys.readouterr().out
     assert (tmp_path / "out/isda.png").read_bytes().startswith(b"\x89PNG")
+    assert "isda.json: already exists" in fails(capsys, eval_isda.main, scenes.isda(tmp_path / "out"))
 
 
 def test_published_names(tmp_path: Path, scenes: Scenes, entities: Path) -> None:
@@ -244,6 +245,7 @@ def test_twins(tmp_path: Path, scenes: Scenes, capsys: pytest.CaptureFixture[str
     assert (origin["precision"], origin["device"], origin["vocabulary"]) == ("fp32", "cpu", "bert-base-cased")
     assert origin["image_db"]["images"] == 8
     assert f"{100 * results['image']:.2f}" in capsys.readouterr().out.splitlines()[1]
+    assert "winoground.json: already exists" in fails(capsys, eval_winoground.main, scenes.winoground(tmp_path / "whole"))
 
 
 def test_as_a_process_with_the_settings_of_a_training(tmp_path: Path, scenes: Scenes) -> None:
