@@ -12,6 +12,7 @@ from data.batch import PairBatch
 from data.loader import Loader
 from data.split import RetrievalSplit, read_pairs
 from evaluation.scoring import map_over_ranks
+from evaluation.tables import aligned
 from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
@@ -66,7 +67,6 @@ def alignment_of_positives(
 
 
 def alignment_table(losses: Mapping[str, Mapping[Modality, float]]) -> str:
-    """Format the losses of regularisers for words (L) and for regions (V), one per line."""
-    width = max(16, *map(len, losses))
-    rows = (f"{name:{width}}{by_modality['L']:>11.4g}{by_modality['V']:>11.4g}" for name, by_modality in losses.items())
-    return "\n".join([f"{'alignment loss':{width}}{'words':>11}{'regions':>11}", *rows])
+    """Format the losses of regularisers for words and for regions, one per line."""
+    rows = ([name, f"{by_modality['L']:.4g}", f"{by_modality['V']:.4g}"] for name, by_modality in losses.items())
+    return aligned([["alignment loss", "words", "regions"], *rows])

@@ -23,6 +23,7 @@ from evaluation.alignment import alignment_table
 from evaluation.plots.regions import ASPECT, TILE, draw_boxes, tiles_of
 from evaluation.plots.style import printable, shorten, style
 from evaluation.retriever import Attention
+from evaluation.tables import fixed
 from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention, between_nearest, distributed_target, nearest
 
 NAMES: dict[Modality, str] = {"L": "words", "V": "regions"}
@@ -111,7 +112,7 @@ def pair_figure(
             x = number / len(pairs) + 0.05 / width
             source = f"layer {max(attention.maps) if layer == -1 else layer}, {heads}"
             heading.text(x, 1 - 0.06 / heights[0], shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
-            below = f"score {attention.score:.3f}; attention of {source}"
+            below = f"score {fixed(attention.score, 3)}; attention of {source}"
             heading.text(x, 1 - 0.33 / heights[0], below, fontsize=9, va="top")
             losses = {key: {side: float(loss(pair, side)) for side in MODALITIES} for key, loss in REGULARISERS.items()}
             heading.text(x, 1 - 0.55 / heights[0], alignment_table(losses), fontsize=8, va="top", family="monospace")

@@ -73,9 +73,8 @@ class Run:
 def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
     """Read the runs in ``folders``, and open the text database that the first one names. Holds one score matrix at a time.
 
-    Raises:
-        InputError: a file is missing or damaged, runs have other texts or images than the first, or the recalls in
-            ``scores.json`` are not those of ``scores.npz``.
+    Raises ``InputError`` if a file is missing or damaged, runs have other texts or images than the first, or the recalls in
+    ``scores.json`` are not those of ``scores.npz``.
     """
     names = run_names(folders)
     text_db: TextDatabase | None = None
@@ -139,10 +138,9 @@ def _check_ids(file: Path, ids: Mapping[str, list[str]], expected: Mapping[str, 
         have, want = ids[kind], expected[kind]
         if len(have) != len(want):
             raise InputError(f"{file}: has {len(have):,} {things}, {reference} has {len(want):,}; expected the same")
-        for index, (one, other) in enumerate(zip(have, want, strict=True)):
-            if one != other:
-                difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
-                raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
+        if different := [index for index, name in enumerate(want) if have[index] != name]:
+            names = f"is {short_repr(have[different[0]])}, in {reference} {short_repr(want[different[0]])}"
+            raise InputError(f"{file}: {kind}[{different[0]}] {names}; expected the same {things} in the same order")
 
 
 def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extremes]:
