@@ -41,6 +41,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.sample is not None and options.sample < 1:
         raise InputError(f"--sample {options.sample}: expected at least 1")
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {options.plot}: expected a file name that ends in .png")
     return options
 
 

@@ -21,8 +21,7 @@ from utils.startup import one_line_errors
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from examples.scenes.captions import CAPTIONS, NUMBERS
-from examples.scenes.dataset import SPLITS, Recipe
-from examples.scenes.files import make_scenes
+from examples.scenes.dataset import SPLITS, Recipe, make_scenes
 from utils.errors import InputError
 
 

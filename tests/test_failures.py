@@ -112,7 +112,7 @@ def test_a_killed_rank(tmp_path: Path, launcher: str) -> None:
 @pytest.mark.parametrize(
     ("shell", "code", "message"),
     [
-        ("ulimit -n 20", 2, r"error: n_workers: cannot start a worker \(Too many open files\)"),
+        ("ulimit -n 20", 2, r"error: cannot start a worker \(Too many open files\)"),
         ("ulimit -f 10", 2, r"error: \S+: cannot be written \(File too large\)"),
         ("mount -t tmpfs -o ro tmpfs /dev/shm", 0, "after 2 updates, validation"),
     ],
@@ -132,7 +132,7 @@ def test_what_the_machine_lacks(tmp_path: Path, shell: str, code: int, message: 
 @pytest.mark.parametrize(
     ("to_workers", "to_training", "code", "message"),
     [
-        (signal.SIGKILL, None, 2, "error: n_workers: a worker was killed"),
+        (signal.SIGKILL, None, 2, "error: a worker was killed"),
         (signal.SIGSTOP, signal.SIGTERM, 143, "interrupted by SIGTERM"),
         (signal.SIGSTOP, signal.SIGINT, 130, "interrupted by SIGINT"),
         (signal.SIGSTOP, signal.SIGHUP, 129, "interrupted by SIGHUP"),

@@ -59,7 +59,7 @@ def in_order(
     finish: Callable[[Result], Any] = lambda result: result,
     ahead: int = 4,
     method: Literal["spawn", "fork"] = "spawn",
-    option: str = "--nproc",
+    option: str = "--nproc (--workers of make_scenes.py)",
 ) -> Iterator[Any]:
     """Yield ``finish(function(item))`` in the order of ``items``; ``function`` is called in worker processes.
 
@@ -83,7 +83,7 @@ def in_order(
         try:
             result = worker(item)
         except (EOFError, OSError) as error:
-            message = f"{option}: a worker was killed, perhaps because memory ran out; use a smaller {option}"
+            message = f"a worker was killed, perhaps because memory ran out; try a lower {option}"
             failures.append(WorkerFailed(message))
             raise failures[-1] from error
         finally:
@@ -105,7 +105,7 @@ def in_order(
                 try:
                     workers.append(_Worker(function, multiprocessing.get_context(method)))
                 except OSError as error:
-                    message = f"{option}: cannot start a worker ({error.strerror}); use a smaller {option}, or see ulimit -a"
+                    message = f"cannot start a worker ({error.strerror}); try a lower {option}, or see ulimit -a"
                     raise WorkerFailed(message) from error
                 idle.put(workers[-1])
             pending.append(threads.submit(apply, item))

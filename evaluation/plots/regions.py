@@ -25,9 +25,11 @@ _COLOURS = [colormaps["tab20"](2 * (number % 10) + number // 10 % 2) for number 
 def read_picture(path: str | Path) -> Picture.Image:
     """Read a picture as RGB, rotated as its EXIF data says, as detectors do. Raises ``InputError`` if it cannot be read."""
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("not a file")  # opening a FIFO would wait for its writer
         with Picture.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
+    except Exception as error:  # damaged pictures make the decoders raise nearly anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"{path}: cannot be read as a picture ({reason})") from error
 
