@@ -81,13 +81,14 @@ def in_order(
     def apply(item: Item) -> Any:
         worker = idle.get()
         try:
-            result = worker(item)
+            result, failure, trace = worker(item)
         except (EOFError, OSError) as error:
-            message = f"a worker was killed, perhaps because memory ran out; try a lower {option}"
-            failures.append(WorkerFailed(message))
+            failures.append(WorkerFailed(f"a worker was killed, perhaps because memory ran out; try a lower {option}"))
             raise failures[-1] from error
         finally:
             idle.put(worker)
+        if failure is not None:
+            raise failure from RuntimeError(f"in a worker process:\n{trace}")
         return finish(result)
 
     def oldest() -> Any:
@@ -101,14 +102,13 @@ def in_order(
     threads = ThreadPoolExecutor(processes)
     try:
         for item in items:
-            if len(workers) < processes:
-                try:
+            try:
+                if len(workers) < processes:
                     workers.append(_Worker(function, multiprocessing.get_context(method)))
-                except OSError as error:
-                    message = f"cannot start a worker ({error.strerror}); try a lower {option}, or see ulimit -a"
-                    raise WorkerFailed(message) from error
-                idle.put(workers[-1])
-            pending.append(threads.submit(apply, item))
+                    idle.put(workers[-1])
+                pending.append(threads.submit(apply, item))
+            except (OSError, RuntimeError) as error:
+                raise WorkerFailed(f"cannot start a worker ({error}); try a lower {option}, or see ulimit -a") from error
             if len(pending) > ahead * processes:
                 yield oldest()
         while pending:
@@ -139,10 +139,7 @@ class _Worker:
                 if not (count := os.readv(self._pipe.fileno(), [view])):
                     raise EOFError
                 view = view[count:]
-        result, failure, trace = pickle.loads(head, buffers=views)
-        if failure is not None:
-            raise failure from RuntimeError(f"in a worker process:\n{trace}")
-        return result
+        return pickle.loads(head, buffers=views)
 
     def close(self) -> None:
         """Release what the killed process leaves."""
