@@ -14,7 +14,7 @@ from weakref import WeakSet
 import lmdb
 
 from utils.errors import InputError
-from utils.files import atomic_folder
+from utils.files import atomic_folder, open_file
 
 MAX_KEY_BYTES = 511  # LMDB's compile-time limit
 _FLUSH_BYTES = 32 << 20
@@ -138,7 +138,7 @@ class LmdbReader:
         file = self.path / "data.mdb"
         digest = hashlib.sha256()
         try:
-            with open(file, "rb") as stream:
+            with open_file(file) as stream:
                 size = stream.seek(0, os.SEEK_END)
                 digest.update(str(size).encode())
                 for sample in range(_SAMPLES):

@@ -178,15 +178,19 @@ class TextDatabaseWriter:
         """Add one caption; for the arguments see ``encode_text``."""
         self.put_encoded(text_id, image, encode_text(input_ids, image, **fields), len(input_ids))
 
-    def put_encoded(self, text_id: str, image: str, record: bytes, length: int) -> None:
-        """Add a caption that ``encode_text`` has made into a record of ``length`` word pieces, possibly in another process."""
+    def put_encoded(self, text_id: str, image: str, record: bytes, length: int, where: str = "") -> None:
+        """Add a caption that ``encode_text`` has made into a record of ``length`` word pieces, possibly in another process.
+
+        ``where`` it comes from is for messages.
+        """
+        where = where or str(self.path)
         if not 0 < length <= MAX_ITEMS:
             wrong = f"has {length:,} word pieces, expected at most {MAX_ITEMS:,}" if length else "has no word pieces"
-            raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
-        check_name(text_id, f"{self.path}: text id {short_repr(text_id)} ")
-        check_name(image, f"{self.path}: image {short_repr(image)} ")
+            raise InputError(f"{where}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
+        check_name(text_id, f"{where}: text id {short_repr(text_id)} ")
+        check_name(image, f"{where}: image {short_repr(image)} ")
         if text_id in self._lengths:
-            raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
+            raise InputError(f"{where}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)
         self._lengths[text_id] = length
         self._image_of[text_id] = image

@@ -17,7 +17,7 @@ import numpy as np
 from data.datasets import draw_others
 from data.split import RetrievalSplit
 from utils.errors import InputError
-from utils.files import short_repr
+from utils.files import open_file, short_repr
 
 Item = TypeVar("Item")
 
@@ -140,7 +140,7 @@ def read_jsonl(path: Path | str, kind: type[Item], expected: str) -> Iterator[tu
     Raises ``InputError`` if the file cannot be read, or a line is not JSON of this ``kind``.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf").strip()
                 try:

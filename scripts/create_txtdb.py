@@ -2,7 +2,8 @@
 
     python scripts/create_txtdb.py --annotations dataset_flickr30k.json --split test --output itm_flickr30k_test.db
 
-Annotations are Karpathy's JSON, or JSONL or CSV with ``image``, ``caption`` and ``split``. On an error nothing is written.
+Annotations are Karpathy's JSON, JSONL or CSV with ``image``, ``caption`` and ``split``, or the token file of Flickr8k or
+Flickr30k, of which ``--split`` is a file that lists pictures (Flickr_8k.testImages.txt). On an error nothing is written.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from utils.signals import StopSignal
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Make a text database from captions.", allow_abbrev=False)
-    parser.add_argument("--annotations", type=Path, required=True, help="Karpathy's .json, or .jsonl or .csv")
-    parser.add_argument("--split", required=True, help="train, restval, val, test, or what the file calls it")
+    parser.add_argument("--annotations", type=Path, required=True, help="Karpathy's .json, .jsonl, .csv, or a token file")
+    parser.add_argument("--split", required=True, help="train, restval, val, test, …; for a token file, a list of pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to make, such as itm_flickr30k_test.db")
     parser.add_argument("--vocab", type=Path, help="vocab.txt of the model; default: that of bert-base-cased")
     add_nproc(parser)
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     with StopSignal(), TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
-        write_captions(captions, database, options.vocab, options.nproc)
+        write_captions(options.annotations, captions, database, options.vocab, options.nproc)
     print(f"{options.output}: {len(captions):,} texts of {len({caption.image for caption in captions}):,} images")
 
 

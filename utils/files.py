@@ -1,17 +1,19 @@
-"""Read JSON, and write files and folders atomically: a reader sees the old one or the new one, whole."""
+"""Open and read files, and write files and folders atomically: a reader sees the old one or the new one, whole."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import reprlib
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from utils.errors import InputError
 
@@ -29,14 +31,41 @@ def short_repr(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading in binary. Raises ``OSError`` for anything else, such as a pipe, which could block."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - closed by the caller
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_file(path: str | Path) -> bytes:
+    """Return the bytes of a regular file. Raises ``OSError``."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def decode_utf8(data: bytes, path: str | Path) -> str:
+    """Decode the contents of text file ``path``. Raises ``InputError`` that names the line."""
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8, expected text in UTF-8") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(decode_utf8(read_file(path), path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file, expected a JSON file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
 
@@ -81,11 +110,11 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
 
     Raises:
-        InputError: ``path`` is a folder, or the disk refuses.
+        InputError: ``path`` is anything but a file, or the disk refuses.
     """
     path = Path(path)
-    if path.name in ("", "..") or os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, expected a file name")
+    if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
+        raise InputError(f"{path}: is a folder, a device or a pipe, expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -182,7 +211,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import atomic_file, short_repr
+from utils.files import atomic_file, open_file, short_repr
 
 # What a pickle may name, and what stands in for it: for a storage, the bytes per element.
 _STAND_INS: dict[tuple[str, str], Any] = {
@@ -56,7 +56,7 @@ def load_tensors(path: str | Path) -> Any:
         InputError: the file is missing, damaged, would run code, or describes more tensors than it has bytes for.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             _check(file)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

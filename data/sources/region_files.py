@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from data.records import read_members, read_npy, read_npz
 from data.sources.plain_pickle import read_pickled_dict
 from data.sources.regions import Arrays, Source, check_normalised, normalise_boxes
 from utils.errors import InputError
-from utils.files import short_repr
+from utils.files import open_file, short_repr
 
 MAX_FILE_BYTES = 256 << 20
 _INFO = "_info.npy"
@@ -39,11 +40,10 @@ def sources_of(folder: Path) -> list[Source]:
 
 
 def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a pipe would block
-        raise ValueError("is not a regular file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"has {path.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
-    return path.read_bytes()
+    with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
+            raise ValueError(f"has {size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
+        return file.read()
 
 
 def load_npz(path: Path) -> Arrays:

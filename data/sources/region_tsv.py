@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.sources.regions import Arrays, Source, normalise_boxes
-from utils.errors import InputError
-from utils.files import short_repr
+from utils.errors import InputError, counted
+from utils.files import open_file, short_repr
 
 MAX_ROW_BYTES = 16 << 20  # 100 boxes of 2,048 features take 1.1 MB
 
@@ -41,10 +41,12 @@ Sizes = dict[str, tuple[int, int]]  # width and height of each image in pixels
 
 def kind_of(path: Path) -> tuple[str, ...]:
     """The columns of a TSV, recognised by their number in the first row. Raises ``InputError``."""
-    with _open(path) as file:
-        columns = file.readline(MAX_ROW_BYTES).count(b"\t") + 1
-    if columns not in KINDS:
-        raise InputError(f"{path}: its first row has {columns} columns, expected {' or '.join(map(str, sorted(KINDS)))}")
+    _, first = next(_rows(path), (0, b""))
+    if not first:
+        raise InputError(f"{path}: has no row, expected one per image")
+    if (columns := first.count(b"\t") + 1) not in KINDS:
+        expected = " or ".join(map(str, sorted(KINDS)))
+        raise InputError(f"{path}: its first row has {counted(columns, 'column')}, expected {expected}, separated by tabs")
     return KINDS[columns]
 
 
@@ -56,10 +58,8 @@ def sources_of(path: Path, kind: tuple[str, ...], sizes: Sizes) -> Iterator[Sour
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.exists() and not path.is_file():  # a pipe can be read only once, and kind_of reads its first row
-        raise InputError(f"{path}: is not a regular file")
     try:
-        return open(path, "rb")
+        return open_file(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from PIL import ImageOps
 
 from utils.errors import InputError
+from utils.files import open_file
 
 TILE = 96  # pixels per side
 ASPECT = 4 / 3  # of the frame that stands in for a missing picture, whose shape normalised boxes do not tell
@@ -25,7 +26,7 @@ _COLOURS = [colormaps["tab20"](2 * (number % 10) + number // 10 % 2) for number 
 def read_picture(path: str | Path) -> Picture.Image:
     """Read a picture as RGB, rotated as its EXIF data says, as detectors do. Raises ``InputError`` if it cannot be read."""
     try:
-        with Picture.open(path) as picture:
+        with open_file(path) as file, Picture.open(file) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError, Picture.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -99,7 +99,7 @@ def test_other_vocabularies(tmp_path: Path) -> None:
         ("\n".join([*SMALL, "", "blue"]), "line 9 is empty"),
         ("\n".join(SMALL[1:]), r"has no \[PAD\]"),
         ("", "line 1 is empty"),
-        ("\udcff", "cannot be read as a vocabulary"),
+        ("\udcff", "line 1: byte 0xff is not UTF-8"),
     ],
 )
 def test_bad_vocabularies_are_named(tmp_path: Path, contents: str, message: str) -> None:
