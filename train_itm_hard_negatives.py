@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import AnchorBatch
+from data.checks import check_vocabularies
 from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
 from data.loader import Loader
@@ -32,6 +33,7 @@ from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
 from utils.errors import InputError, Interrupted, RankLost, one_line_errors
+from utils.files import save_json
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
@@ -70,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
             training = [open_split(*pair, options.max_txt_len) for pair in databases]
             val = open_split(options.val_txt_db, options.val_img_db)
             test = open_split(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
+            texts_of = [split.text_db for split in (*training, val, test) if split]
+            check_vocabularies({texts.path: texts.vocabulary for texts in texts_of}, options.checkpoint)
             dataset = HardNegativeDataset(
                 training,
                 negative_size=options.negative_size,
@@ -89,6 +93,8 @@ def main(argv: Sequence[str]) -> None:
             threads = torch.get_num_threads() if device.type == "cpu" else None
             machine = {"workers": group.world_size, "device": device.type, "threads": threads}
             run = stack.enter_context(RunFolder(options, recipe, machine, config, group))
+            if group.is_main:
+                save_json(run.path / "log/vocabulary.json", texts_of[0].vocabulary)
         run.restore(trainer)
         group.broadcast(model.state_dict().values())
         if not run.progress.updates:

@@ -83,6 +83,17 @@ class Layout:
             return "nbb.json"
         return "" if self.rule.fixed else f"nbb_{self.rule.suffix}.json"
 
+    @property
+    def options(self) -> str:
+        """The options of a program that read the database."""
+        compressed, rule = "--compressed_db" if self.compressed else "--no-compressed_db", self.rule
+        if rule is None:
+            return compressed
+        boxes = (
+            f"-1 --num_bb {rule.num_bb}" if rule.fixed else f"{rule.conf_th:g} --max_bb {rule.max_bb} --min_bb {rule.min_bb}"
+        )
+        return f"--conf_th {boxes} {compressed}"
+
     def describe(self) -> str:
         """Return which boxes the database has, and the format of its records."""
         rule, records = self.rule, "as compressed .npz" if self.compressed else "as msgpack"

@@ -14,6 +14,8 @@ import numpy as np
 from utils.errors import InputError
 from utils.files import read_json, short_repr
 
+# The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
+HALF_STEP = float(np.finfo(np.float16).eps)
 _DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
 
 
@@ -64,6 +66,28 @@ def vocabulary_faults(meta: Mapping[str, Any], special: Collection[str]) -> Iter
             yield f"{token} is {short_repr(meta.get(token))}, expected a word-piece id from 0 to {size - 1}"
 
 
+def vocabulary_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a ``meta.json`` says about its vocabulary, for ``check_vocabularies``."""
+    kept = {key: meta[key] for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta}
+    return {"vocabulary size": meta["v_range"][1], **kept}
+
+
+def check_vocabularies(vocabularies: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None) -> None:
+    """Raise ``InputError`` if ``vocabularies``, by what has them, differ from each other or from that of ``checkpoint``'s run.
+
+    That is known if the run's ``log`` is still there. Names count only if there is no checksum.
+    """
+    file = Path(checkpoint or "").absolute().parent.parent / "log/vocabulary.json"
+    known = {file: read_object(file)} if checkpoint and file.exists() else {}
+    (origin, first), *others = {**known, **vocabularies}.items()
+    for source, own in others:
+        both = [key for key in own if key in first]
+        for key in both:
+            if own[key] != first[key] and not (key == "toker" and "vocab_sha256" in both):
+                wrong = f"{key} is {short_repr(own[key])}, in {origin} it is {short_repr(first[key])}"
+                raise InputError(f"{source}: {wrong}; expected the same vocabulary")
+
+
 def take_text(fields: dict[str, Any], vocab_size: int) -> tuple[np.ndarray, Any]:
     """Remove ``input_ids``, as int64 [words], and ``img_fname`` from the map of a text. Raises ``ValueError`` if malformed."""
     ids = fields.pop("input_ids", None)
@@ -97,6 +121,11 @@ def check_regions(arrays: Mapping[str, np.ndarray], required: Collection[str] = 
             raise ValueError(f"{name} has numbers that are not finite")
     if arrays["norm_bb"].shape[1] != 6:
         raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
+
+
+def wrong_sizes(norm_bb: np.ndarray) -> np.ndarray:
+    """Return which boxes ``x1 y1 x2 y2 w h`` (K, 6) have other w h than x2 - x1 and y2 - y1, beyond half precision: (K,)."""
+    return (np.abs(norm_bb[:, 2:4] - norm_bb[:, :2] - norm_bb[:, 4:]) > HALF_STEP).any(axis=1)
 
 
 def all_finite(array: np.ndarray) -> bool:

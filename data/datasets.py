@@ -45,8 +45,7 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         texts: for each split, indices in ``text_db.ids`` of this rank's texts.
         without_images: whether to leave out the features, which an ``ImageCache`` then fills in.
 
-    Raises ``InputError`` for too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], and
-    ``neighbours`` of unknown images only.
+    Raises ``InputError`` for too few images or texts for ``negative_size``, and for ``neighbours`` of unknown images only.
     """
 
     def __init__(
@@ -145,9 +144,6 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
 
     def _check(self, shard: _Shard, world_size: int) -> None:
         path, images, texts = shard.split.text_db.path, len(shard.split.image_names), len(shard.texts)
-        first, own = ((split.text_db.cls_id, split.text_db.sep_id) for split in (self.splits[0], shard.split))
-        if own != first:
-            raise InputError(f"{path}: [CLS] and [SEP] are {own}, {self.splits[0].text_db.path} has {first}")
         if images <= self.negative_size:
             raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
         most = int(np.bincount(shard.image_of, minlength=1).max())

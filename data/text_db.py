@@ -13,7 +13,7 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults, vocabulary_of
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError
@@ -59,6 +59,7 @@ class TextDatabase:
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
         self.vocab_size, self.cls_id, self.sep_id = int(meta["v_range"][1]), int(meta["CLS"]), int(meta["SEP"])
+        self.vocabulary = vocabulary_of(meta)
         lengths = read_map(self.path / "id2len.json", LENGTHS)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")

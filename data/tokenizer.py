@@ -47,8 +47,12 @@ def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
     for special in _SPECIAL:
         if special not in pieces:
             raise InputError(f"{path}: has no {special}, expected a BERT vocabulary")
-    published = hashlib.sha256(data).hexdigest() == BERT_BASE_CASED_SHA256
-    return WordPieceTokenizer(pieces, "bert-base-cased" if published else path.name)
+    return WordPieceTokenizer(pieces, "bert-base-cased" if _checksum(pieces) == BERT_BASE_CASED_SHA256 else path.name)
+
+
+def _checksum(pieces: Iterable[str]) -> str:
+    """The SHA-256 of the ``vocab.txt`` of these word pieces."""
+    return hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode()).hexdigest()
 
 
 def _bert_base_cased() -> list[str]:
@@ -72,7 +76,7 @@ def _bert_base_cased() -> list[str]:
     except (OSError, struct.error, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as blingfire's table of bert-base-cased ({error})") from error
     pieces = [word[1:] if word.startswith(" ") else "##" + word for word in words]
-    if hashlib.sha256("".join(piece + "\n" for piece in pieces).encode("utf-8")).hexdigest() != BERT_BASE_CASED_SHA256:
+    if _checksum(pieces) != BERT_BASE_CASED_SHA256:
         raise InputError(f"{file}: does not give the published bert-base-cased vocabulary; pass a vocab.txt instead")
     return pieces
 
@@ -111,7 +115,8 @@ class WordPieceTokenizer:
     def meta(self) -> dict[str, object]:
         """Return what ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
         special = {name: self.ids[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "MASK")}
-        return {"bert": self.name, "toker": self.name, **special, "v_range": [self.ids.get("!", 0), len(self.pieces)]}
+        names = {"bert": self.name, "toker": self.name, "vocab_sha256": _checksum(self.pieces)}
+        return {**names, **special, "v_range": [self.ids.get("!", 0), len(self.pieces)]}
 
 
 def joined(pieces: Iterable[str]) -> str:

@@ -47,6 +47,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, or holds anything but named tensors.
     """
     state = load_tensors(path)
+    if isinstance(state, dict) and {"model", "optimiser"} <= state.keys():
+        best = Path(path).with_name("model_best.pt")
+        raise InputError(f"{path}: a training state, for --resume; expected weights, such as {best}, the best in validation")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: not a state dict; expected a file that maps parameter names to tensors")
     renamed: dict[str, Tensor] = {}

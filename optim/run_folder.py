@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -84,9 +85,7 @@ class RunFolder:
             try:
                 self._state = state = self._read(source)
             except InputError as error:
-                older = self._states()[:-1] if options.resume == LATEST else []
-                hint = f"; remove that file to resume from {older[-1].name}" if older else ""
-                raise InputError(f"{error}{hint}") from error
+                raise InputError(f"{error}{self._older_than(source)}") from error
             self._saved, self._best_weights = Progress(**state["progress"]), state["best_weights"]
         if not (options.resume and (self.path / "log").is_dir()):
             new_folder(self.path)
@@ -234,6 +233,15 @@ class RunFolder:
                 f"resume from {resume}"
             )
         return Path(resume)
+
+    def _older_than(self, damaged: Path) -> str:
+        """A hint that names the newest state before ``damaged`` that can be resumed; "" if there is none."""
+        *older, newest = self._states() or [Path()]
+        for state in reversed(older if newest.resolve() == damaged.resolve() else []):
+            with suppress(InputError):
+                self._read(state)
+                return f"; remove that file to resume from {state.name}, which is whole"
+        return ""
 
     def _read(self, source: Path) -> dict[str, Any]:
         """A training state, which has to belong to this very run."""

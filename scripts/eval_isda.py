@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             split = RetrievalSplit(options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=compressed)
             image_db, pairs = stack.enter_context(split).image_db, matched_pairs(split)
+            retriever.check_vocabulary(split.text_db)
         output = stack.enter_context(output_folder(options.output_dir))
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts

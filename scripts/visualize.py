@@ -100,6 +100,8 @@ def draw_pair(arguments: Sequence[str]) -> None:
     for model, checkpoint in zip(short_names(options.checkpoint), options.checkpoint, strict=True):
         architecture = options.model_config or model_config_of(options.checkpoint[0])
         retriever = Retriever.from_checkpoint(checkpoint, architecture, vocab=options.vocab, device=options.device)
+        if isinstance(text, Text):
+            retriever.check_vocabulary(text_db)
         layer = retriever.config.num_hidden_layers - 1 if options.layer == -1 else options.layer
         attentions[model] = retriever.attention(text, image, [layer])
     caption = caption_of(text, next(iter(attentions.values())))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.boxes import Layout, parse_layout
-from data.checks import all_finite, check_regions, is_text_list
+from data.checks import HALF_STEP, all_finite, check_regions, is_text_list, wrong_sizes
 from data.image_db import contents_of
 from data.inspection.reading import Reading, read_map, read_names, read_object
 from data.inspection.report import Faults, Range, Report, Summary, share, size_on_disk, spread, table
@@ -25,8 +25,6 @@ from utils.errors import InputError
 from utils.files import short_repr
 
 _AT_ONCE = 32
-# The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
-_STEP = float(np.finfo(np.float16).eps)
 
 
 def lmdb_folders(path: Path) -> list[Path]:
@@ -173,10 +171,9 @@ def _value_faults(key: str, values: np.ndarray) -> Iterator[tuple[str, str]]:
     """Each kind of fault in boxes ``x1 y1 x2 y2 w h`` (K, 6) or confidences (K,), with the first box that has it."""
     checks: dict[str, np.ndarray] = {}
     if key == "norm_bb":
-        spans = values[:, 2:4] - values[:, :2]
-        checks["images with boxes outside [0, 1]"] = (values < -_STEP) | (values > 1 + _STEP)
-        checks["images with boxes of x2 < x1 or y2 < y1"] = spans < 0
-        checks["images with boxes whose w h are not x2 - x1 and y2 - y1"] = np.abs(spans - values[:, 4:]) > _STEP
+        checks["images with boxes outside [0, 1]"] = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
+        checks["images with boxes of x2 < x1 or y2 < y1"] = values[:, 2:4] < values[:, :2]
+        checks["images with boxes whose w h are not x2 - x1 and y2 - y1"] = wrong_sizes(values)
     elif key == "conf":
         checks["images whose boxes are not in falling confidence"] = np.diff(values, prepend=np.inf) > 0
         checks["images with confidences outside [0, 1]"] = (values < 0) | (values > 1)

@@ -242,5 +242,6 @@ def write_captions(
     chunks = [captions[first : first + CHUNK] for first in range(0, len(captions), CHUNK)]
     results = in_order(partial(_encode, vocab), chunks, min(nproc, 1 + len(captions) // PER_WORKER))
     encoded = zip(chain.from_iterable(results), captions, strict=True)
-    for record, caption in tqdm(encoded, total=len(captions), desc=database.path.name, unit=" captions", disable=None):
-        database.put_encoded(*record, caption.where(path))
+    progress = tqdm(encoded, total=len(captions), desc=database.path.name, unit=" captions", disable=None)
+    for (text_id, image, record, length), caption in progress:
+        database.put_encoded(text_id, image, record, length, caption.where(path))

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.boxes import Layout
+from data.checks import wrong_sizes
 from data.image_db import ImageDatabaseWriter, encode_image
 from data.lmdb_store import check_name
 from data.picture_names import feature_name, picture_stem, trailing_number
@@ -157,9 +158,13 @@ def normalise_boxes(boxes: np.ndarray, width: Any, height: Any) -> np.ndarray:
 
 
 def check_normalised(norm_bb: np.ndarray) -> None:
-    """Raise ``ValueError`` unless boxes ``x1 y1 x2 y2 …`` (K, 6) lie between 0 and 1, with a tolerance of 0.01."""
+    """Raise ``ValueError`` unless boxes ``x1 y1 x2 y2 w h`` (K, 6) lie between 0 and 1, with a tolerance of 0.01."""
     corners = norm_bb[:, :4]
     sound = ((corners > -0.01) & (corners < 1.01)).all(axis=1) & (corners[:, :2] <= corners[:, 2:4]).all(axis=1)
     if not sound.all():
         number = int(sound.argmin())
         raise ValueError(f"box {number} is {corners[number].tolist()}, expected x1 <= x2 and y1 <= y2 from 0 to 1")
+    stored = norm_bb.astype(np.float16).astype(np.float32)  # as inspect_db will see them
+    if (wrong := wrong_sizes(stored)).any():
+        number = int(wrong.argmax())
+        raise ValueError(f"box {number} is {norm_bb[number].tolist()}, expected w = x2 - x1 and h = y2 - y1 at its end")

@@ -12,7 +12,7 @@ import pytest
 from pytorch_pretrained_bert.tokenization import BertTokenizer
 
 from data import tokenizer as module
-from data.tokenizer import WordPieceTokenizer, load_tokenizer
+from data.tokenizer import BERT_BASE_CASED_SHA256, WordPieceTokenizer, load_tokenizer
 from utils.errors import InputError
 
 CAPTIONS = [
@@ -71,7 +71,8 @@ def test_vocabulary_file_and_table_are_one(tokenizer: WordPieceTokenizer, vocab:
     assert loaded.pieces == tokenizer.pieces
     assert loaded.name == tokenizer.name == "bert-base-cased"
     special = {"UNK": 100, "CLS": 101, "SEP": 102, "MASK": 103}
-    assert tokenizer.meta() == {"bert": "bert-base-cased", "toker": "bert-base-cased", "v_range": [106, 28996], **special}
+    names = {"bert": "bert-base-cased", "toker": "bert-base-cased", "vocab_sha256": BERT_BASE_CASED_SHA256}
+    assert tokenizer.meta() == {**names, "v_range": [106, 28996], **special}
 
 
 def test_decode_joins_words(tokenizer: WordPieceTokenizer) -> None:
