@@ -6,6 +6,7 @@ python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON 
 
 from __future__ import annotations
 
+import utils  # isort: skip  # noqa: F401 - for the message if a package is missing
 import logging
 import os
 import sys

@@ -7,6 +7,7 @@ horovodrun -np 8 python train_itm_hard_negatives.py …    (or torchrun --nproc_
 
 from __future__ import annotations
 
+import utils  # isort: skip  # noqa: F401 - for the message if a package is missing
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,1 @@
+import utils  # noqa: F401 - for the message if a package is missing
