@@ -33,7 +33,7 @@ from optim.options import TrainOptions
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import InputError, Interrupted, RankLost, one_line_errors
+from utils.errors import InputError, Interrupted, RankLost, counted, one_line_errors
 from utils.files import save_json
 from utils.logging import log_to_screen
 from utils.options import parse_options
@@ -101,13 +101,10 @@ def main(argv: Sequence[str]) -> None:
         if not run.progress.updates:
             LOGGER.info("weights from %s", origin)
         texts = sum(map(len, dataset.texts))
-        LOGGER.info("%s; %s on %s; %d training texts", group.launcher, compute.precision.name, device, texts)
-        LOGGER.info(
-            "an update has %d micro-steps, %d per rank; the loss terms are weighted as with %d per rank",
-            trainer.micro_steps * group.world_size,
-            trainer.micro_steps,
-            options.train_batch_size,
-        )
+        LOGGER.info("%s; %s on %s; %s", group.launcher, compute.precision.name, device, counted(texts, "training text"))
+        steps = counted(trainer.micro_steps * group.world_size, "micro-step")
+        weighted = "the loss terms are weighted as with %d per rank"
+        LOGGER.info(f"an update has %s, %d per rank; {weighted}", steps, trainer.micro_steps, options.train_batch_size)
         with group.raise_on_all_ranks():
             cache = ImageCache.of(training, loader, options.image_cache * 2**30)
         dataset.without_images = cache is not None

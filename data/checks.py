@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import read_json, short_repr
 
 # The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
@@ -114,13 +114,13 @@ def check_regions(arrays: Mapping[str, np.ndarray], required: Collection[str] = 
         if array.dtype.kind != "f":
             raise ValueError(f"{name} has type {array.dtype}, expected floating-point numbers")
         if array.ndim != dimensions or 0 in array.shape:
-            raise ValueError(f"{name} has shape {list(array.shape)}, expected {dimensions} dimensions, none of them 0")
+            raise ValueError(f"{name} has shape {list(array.shape)}, expected {counted(dimensions, 'dimension')}, none of 0")
         if array.shape[:1] != rows:
-            raise ValueError(f"{name} has shape {list(array.shape)}, features has {rows[0]} rows")
+            raise ValueError(f"{name} has shape {list(array.shape)}, features has {counted(rows[0], 'row')}")
         if not all_finite(array):
             raise ValueError(f"{name} has numbers that are not finite")
     if arrays["norm_bb"].shape[1] != 6:
-        raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
+        raise ValueError(f"norm_bb has {counted(arrays['norm_bb'].shape[1], 'column')}, expected 6: x1 y1 x2 y2 w h")
 
 
 def wrong_sizes(norm_bb: np.ndarray) -> np.ndarray:

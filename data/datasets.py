@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from data.batch import AnchorBatch, PairBatch
 from data.checks import Expected, is_text_list, read_map
 from data.split import RetrievalSplit, read_pairs
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 MAX_TXT_LEN = 60  # the published recipes train on texts of at most this many word pieces
@@ -145,11 +145,11 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
     def _check(self, shard: _Shard, world_size: int) -> None:
         path, images, texts = shard.split.text_db.path, len(shard.split.image_names), len(shard.texts)
         if images <= self.negative_size:
-            raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
+            raise InputError(f"{path}: {counted(images, 'image')}, expected more than negative_size {self.negative_size}")
         most = int(np.bincount(shard.image_of, minlength=1).max())
         if texts - most < self.negative_size:
             raise InputError(
-                f"{path}: {texts} texts for each of {world_size} ranks within max_txt_len, {most} of them of one image, "
+                f"{path}: {counted(texts, 'text')} per rank (of {world_size}) within max_txt_len, {most} of one image, "
                 f"expected negative_size {self.negative_size} of other images"
             )
 

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import lmdb
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import atomic_folder, open_file
 
 MAX_KEY_BYTES = 511  # LMDB's compile-time limit
@@ -124,7 +124,7 @@ class LmdbReader:
             last = key
         entries = self._open().stat()["entries"]
         if len(keys) != entries:
-            raise InputError(f"{damaged}, they list {len(keys):,} of {entries:,} records; write the database again")
+            raise InputError(f"{damaged}, they list {len(keys):,} of {counted(entries, 'record')}; write the database again")
         return keys
 
     def __len__(self) -> int:
@@ -195,7 +195,7 @@ def check_name(name: str, where: str = "") -> None:
     """Raise ``InputError``, with ``where`` in front of what is wrong, unless a record can have this name."""
     key = name.encode("utf-8", "surrogateescape")
     if not 0 < len(key) <= MAX_KEY_BYTES:
-        raise InputError(f"{where}has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
+        raise InputError(f"{where}has a name of {counted(len(key), 'byte')}, expected 1 to {MAX_KEY_BYTES}")
     if _is_special(key):
         raise InputError(f"{where}has a reserved name, expected one that does not begin and end with __")
 

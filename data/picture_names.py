@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 _PICTURES = r"\.(jpe?g|png|gif|bmp|webp|tiff?)"
@@ -64,7 +64,7 @@ def find_pictures(folder: Path, names: Collection[str]) -> dict[str, Path]:
                 raise InputError(f"{found[name]} and {path}: both would be image {name!r}, expected one picture of each")
     if not found:
         example = min(names)
-        raise InputError(f"{folder}: has a picture of none of {len(names)} images, expected one for {example!r}")
+        raise InputError(f"{folder}: has a picture of none of {counted(len(names), 'image')}, expected one for {example!r}")
     return found
 
 

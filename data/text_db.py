@@ -16,7 +16,7 @@ import numpy as np
 from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults, vocabulary_of
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
@@ -132,7 +132,7 @@ def _joined(names: list[str]) -> bytes:
 def decode_text(record: memoryview | bytes) -> dict[str, Any]:
     """Return the map in a record, with keys as text; at most 16 MiB are unpacked. Raises ``ValueError``."""
     if len(record) > _MAX_RECORD_BYTES:  # lz4 would copy whatever follows the end of the frame
-        raise ValueError(f"has {len(record):,} bytes, expected at most {_MAX_RECORD_BYTES:,}")
+        raise ValueError(f"has {counted(len(record), 'byte')}, expected at most {_MAX_RECORD_BYTES:,}")
     frame = lz4.frame.LZ4FrameDecompressor()
     try:
         packed = frame.decompress(record, max_length=_MAX_RECORD_BYTES)
@@ -142,7 +142,7 @@ def decode_text(record: memoryview | bytes) -> dict[str, Any]:
         full = len(packed) == _MAX_RECORD_BYTES
         raise ValueError(f"unpacks to over {_MAX_RECORD_BYTES:,} bytes" if full else "is cut short (lz4 frame without end)")
     if frame.unused_data:
-        raise ValueError(f"has {len(frame.unused_data)} bytes after the end of its lz4 frame")
+        raise ValueError(f"has {counted(len(frame.unused_data), 'byte')} after the end of its lz4 frame")
     fields = unpack_map(packed, unicode_errors="surrogateescape")
     return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import decode_utf8, read_file
 
 BERT_BASE_CASED_SHA256 = "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
@@ -43,7 +43,7 @@ def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
         raise InputError(f"{path}: line {pieces.index('') + 1} is empty, expected a word piece")
     piece, times = Counter(pieces).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{path}: word piece {piece!r} occurs {times} times")
+        raise InputError(f"{path}: word piece {piece!r} occurs {counted(times, 'time')}")
     for special in _SPECIAL:
         if special not in pieces:
             raise InputError(f"{path}: has no {special}, expected a BERT vocabulary")

@@ -26,7 +26,7 @@ from model.retrieval import ComputeSettings, RetrievalModel
 from optim.options import LATEST, TrainOptions
 from optim.trainer import Trainer, UpdateTerms
 from utils.distributed import ProcessGroup
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.logging import RunLog, progress_bar
 from utils.provenance import save_git_state
@@ -153,7 +153,7 @@ class RunFolder:
         if self.finished():
             self._bar.close()
         percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in recalls.items())
-        LOGGER.info("after %d updates, validation: %s", self.progress.updates, percent)
+        LOGGER.info("after %s, validation: %s", counted(self.progress.updates, "update"), percent)
 
     def record_test(self, recalls: dict[str, float] | None) -> None:
         """Log the test recalls of the best checkpoint, if there are any, and write ``log/results.json``."""

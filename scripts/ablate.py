@@ -23,7 +23,7 @@ from evaluation.ablation.table import Metrics, as_csv, as_json, as_markdown, bas
 from evaluation.plots.curves import ablation_figure
 from evaluation.plots.style import save_figure
 from optim.options import TrainOptions
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, counted, one_line_errors
 from utils.files import atomic_file, make_folder, save_json
 from utils.options import read_json_as
 from utils.parallel import cores
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = planned(grid, options.grid, output, TrainOptions)
     make_folder(output)
     to_do = [run for run in runs if not is_done(run, grid)]
-    print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
+    print(f"{counted(len(runs), 'run')}, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
     failures: dict[Run, str] = {}
     started = time.perf_counter()
     with StopSignal(), closing(run_all(to_do, grid, output, options.jobs)) as results:

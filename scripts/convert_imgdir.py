@@ -23,7 +23,7 @@ from data.boxes import BoxRule
 from data.image_db import ImageDatabaseWriter
 from data.sources import region_files, region_tsv
 from data.sources.regions import Conversion, Source, naming
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError, counted, one_line_errors
 from utils.parallel import add_nproc
 from utils.provenance import made_by
 from utils.signals import StopSignal
@@ -90,7 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
             database.made = provenance(options, conversion)
     finally:  # also if the conversion is interrupted
         list_failures(conversion)
-    print(f"{writer.lmdb_path}: {conversion.images:,} images, {conversion.boxes / conversion.images:.1f} boxes per image")
+    images = counted(conversion.images, "image")
+    print(f"{writer.lmdb_path}: {images}, {conversion.boxes / conversion.images:.1f} boxes per image")
     if conversion.failures:
         sys.exit(1)
 
@@ -100,7 +101,7 @@ def list_failures(conversion: Conversion) -> None:
     failures = conversion.failures
     if failures:
         seen = conversion.images + len(failures)
-        print(f"{len(failures)} of {seen} images could not be used and are left out:", file=sys.stderr)
+        print(f"{len(failures)} of {counted(seen, 'image')} could not be used and are left out:", file=sys.stderr)
     for place, reason in failures:
         print(f"  {place}: {reason}", file=sys.stderr)
 

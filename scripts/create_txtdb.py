@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.sources.captions import captions_of, read_annotations, tokenizer_of, write_captions
 from data.text_db import TextDatabaseWriter
-from utils.errors import one_line_errors
+from utils.errors import counted, one_line_errors
 from utils.parallel import add_nproc
 from utils.provenance import made_by
 from utils.signals import StopSignal
@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     with StopSignal(), TextDatabaseWriter(options.output, meta) as database:
         captions = captions_of(options.annotations, contents, options.split)
         write_captions(options.annotations, captions, database, options.vocab, options.nproc)
-    print(f"{options.output}: {len(captions):,} texts of {len({caption.image for caption in captions}):,} images")
+    images = {caption.image for caption in captions}
+    print(f"{options.output}: {counted(len(captions), 'text')} of {counted(len(images), 'image')}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import atomic_file, open_file, short_repr
 
 # What a pickle may name, and what stands in for it: for a storage, the bytes per element.
@@ -107,7 +107,7 @@ def _check(file: IO[bytes]) -> None:
     for _ in range(5):  # a magic number, a version, a machine, the value, and the names of the storages, whose bytes follow
         inspector.load()
     if (needed := sum(inspector.storages.values())) > size:
-        raise InputError(f"its tensors take {needed:,} bytes, the file has {size:,}")
+        raise InputError(f"its tensors take {counted(needed, 'byte')}, the file has {size:,}")
 
 
 def _check_zip(file: IO[bytes], size: int, longest: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data.records import plain_array, read_npy_header
+from utils.errors import counted
 from utils.files import short_repr
 
 MAX_BYTES = 4 << 20
@@ -44,7 +45,7 @@ class _Call:
 
     def __call__(self, *arguments: Any) -> _Call:
         if len(arguments) > 3:  # more than numpy ever passes, and a million would be copied by every call
-            raise ValueError(f"calls {self.name} with {len(arguments):,} arguments")
+            raise ValueError(f"calls {self.name} with {counted(len(arguments), 'argument')}")
         return _Call(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -76,7 +77,7 @@ def read_plain(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
     Raises ``ValueError`` for any other pickle.
     """
     if len(data) > MAX_BYTES:
-        raise ValueError(f"has {len(data):,} bytes of pickle, expected at most {MAX_BYTES:,}")
+        raise ValueError(f"has {counted(len(data), 'byte')} of pickle, expected at most {MAX_BYTES:,}")
     try:
         for count, (instruction, *_) in enumerate(pickletools.genops(io.BytesIO(data))):
             if count == MAX_INSTRUCTIONS:

@@ -86,7 +86,7 @@ def load_row(row: bytes, kind: tuple[str, ...], size: tuple[int, int] | None) ->
         raise ValueError(f"is longer than {MAX_ROW_BYTES:,} bytes")
     values = row.rstrip(b"\r\n").split(b"\t")
     if len(values) != len(kind):
-        raise ValueError(f"has {len(values)} columns, expected {len(kind)} as in the first row")
+        raise ValueError(f"has {counted(len(values), 'column')}, expected {len(kind)} as in the first row")
     fields = dict(zip(kind, values, strict=True))
     return _from_vinvl(fields["objects"], size) if kind == VINVL else _from_butd(fields)
 
@@ -120,7 +120,7 @@ def _floats(fields: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.nda
         return np.frombuffer(data, "<f4").reshape(shape)
     except ValueError as error:
         expected = " x ".join("D" if size == -1 else f"{size}" for size in shape)
-        raise ValueError(f"{name}: has {len(data):,} bytes, expected {expected} numbers of 4 bytes") from error
+        raise ValueError(f"{name}: has {counted(len(data), 'byte')}, expected {expected} numbers of 4 bytes") from error
 
 
 def _from_vinvl(text: bytes, size: tuple[int, int] | None) -> Arrays:
