@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
             val = open_split(options.val_txt_db, options.val_img_db)
             test = open_split(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
             texts_of = [split.text_db for split in (*training, val, test) if split]
-            check_vocabularies({texts.path: texts.vocabulary for texts in texts_of}, options.checkpoint)
+            check_vocabularies({texts.path: texts.meta for texts in texts_of}, options.checkpoint)
             dataset = HardNegativeDataset(
                 training,
                 negative_size=options.negative_size,
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
             machine = {"workers": group.world_size, "device": device.type, "threads": threads}
             run = stack.enter_context(RunFolder(options, recipe, machine, config, group))
             if group.is_main:
-                save_json(run.path / "log/vocabulary.json", texts_of[0].vocabulary)
+                save_json(run.path / "log/vocabulary.json", texts_of[0].meta)
         run.restore(trainer)
         group.broadcast(model.state_dict().values())
         if not run.progress.updates:

@@ -66,25 +66,19 @@ def vocabulary_faults(meta: Mapping[str, Any], special: Collection[str]) -> Iter
             yield f"{token} is {short_repr(meta.get(token))}, expected a word-piece id from 0 to {size - 1}"
 
 
-def vocabulary_of(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a ``meta.json`` says about its vocabulary, for ``check_vocabularies``."""
-    kept = {key: meta[key] for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta}
-    return {"vocabulary size": meta["v_range"][1], **kept}
+def check_vocabularies(metas: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None) -> None:
+    """Raise ``InputError`` if the ``meta.json`` of some sources, or of the training of ``checkpoint``, differ in vocabulary.
 
-
-def check_vocabularies(vocabularies: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None) -> None:
-    """Raise ``InputError`` if ``vocabularies``, by what has them, differ from each other or from that of ``checkpoint``'s run.
-
-    That is known if the run's ``log`` is still there. Names count only if there is no checksum.
+    The latter is known if the training's log is still there. Names are compared only if a checksum is missing.
     """
-    file = Path(checkpoint or "").absolute().parent.parent / "log/vocabulary.json"
-    known = {file: read_object(file)} if checkpoint and file.exists() else {}
-    (origin, first), *others = {**known, **vocabularies}.items()
-    for source, own in others:
-        both = [key for key in own if key in first]
-        for key in both:
-            if own[key] != first[key] and not (key == "toker" and "vocab_sha256" in both):
-                wrong = f"{key} is {short_repr(own[key])}, in {origin} it is {short_repr(first[key])}"
+    log = Path(checkpoint or "").absolute().parent.parent / "log/vocabulary.json"
+    known: dict[Any, Mapping[str, Any]] = {log: read_object(log)} if checkpoint and log.exists() else {}
+    (origin, first), *others = (known | dict(metas)).items()
+    for source, meta in others:
+        keys = [key for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta and key in first]
+        for key in keys[: -1 if "vocab_sha256" in keys else None]:
+            if meta[key] != first[key]:
+                wrong = f"{key} is {short_repr(meta[key])}, in {origin} it is {short_repr(first[key])}"
                 raise InputError(f"{source}: {wrong}; expected the same vocabulary")
 
 

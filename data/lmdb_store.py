@@ -14,7 +14,7 @@ from weakref import WeakSet
 import lmdb
 
 from utils.errors import InputError, counted
-from utils.files import atomic_folder, open_file
+from utils.files import atomic_folder, reading
 
 MAX_KEY_BYTES = 511  # LMDB's compile-time limit
 _FLUSH_BYTES = 32 << 20
@@ -137,15 +137,12 @@ class LmdbReader:
         """
         file = self.path / "data.mdb"
         digest = hashlib.sha256()
-        try:
-            with open_file(file) as stream:
-                size = stream.seek(0, os.SEEK_END)
-                digest.update(str(size).encode())
-                for sample in range(_SAMPLES):
-                    stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
-                    digest.update(stream.read(_SAMPLE_BYTES))
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        with reading(file) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for sample in range(_SAMPLES):
+                stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults, vocabulary_of
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError, counted
@@ -42,6 +42,7 @@ class TextDatabase:
     """The captions of one split.
 
     Attributes:
+        meta: what ``meta.json`` has.
         ids: the texts, in the order of ``id2len.json``; ``index_of`` is the inverse.
         lengths: (texts,) int32, word pieces of each, from the same file.
         images: names of the images that have a text here, in the order of their first texts; ``image_index`` is the inverse.
@@ -55,11 +56,10 @@ class TextDatabase:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such text database")
         self._store = LmdbReader(self.path)
-        meta = read_object(self.path / "meta.json")
+        self.meta = meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
         self.vocab_size, self.cls_id, self.sep_id = int(meta["v_range"][1]), int(meta["CLS"]), int(meta["SEP"])
-        self.vocabulary = vocabulary_of(meta)
         lengths = read_map(self.path / "id2len.json", LENGTHS)
         if not lengths:
             raise InputError(f"{self.path}: empty split, id2len.json names no text")

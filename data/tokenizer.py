@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from utils.errors import InputError, counted
-from utils.files import decode_utf8, read_file
+from utils.files import read_text
 
 BERT_BASE_CASED_SHA256 = "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
 _SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
@@ -33,12 +33,8 @@ def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
     if vocab is None:
         return WordPieceTokenizer(_bert_base_cased(), "bert-base-cased")
     path = Path(vocab)
-    try:
-        data = read_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read as a vocabulary ({error.strerror})") from error
     # Not splitlines(): the vocabulary has pieces that it takes for line ends.
-    pieces = [line.strip() for line in decode_utf8(data, path).removesuffix("\n").split("\n")]
+    pieces = [line.strip() for line in read_text(path, "a BERT vocabulary").removesuffix("\n").split("\n")]
     if "" in pieces:
         raise InputError(f"{path}: line {pieces.index('') + 1} is empty, expected a word piece")
     piece, times = Counter(pieces).most_common(1)[0]

@@ -17,7 +17,7 @@ import numpy as np
 from data.datasets import draw_others
 from data.split import RetrievalSplit
 from utils.errors import InputError
-from utils.files import open_file, short_repr
+from utils.files import reading, short_repr
 
 Item = TypeVar("Item")
 
@@ -139,14 +139,11 @@ def read_jsonl(path: Path | str, kind: type[Item], expected: str) -> Iterator[tu
 
     Raises ``InputError`` if the file cannot be read, or a line is not JSON of this ``kind``.
     """
-    try:
-        with open_file(path) as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf").strip()
-                try:
-                    if line:
-                        yield number, msgspec.json.decode(line, type=kind)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number}: {error}; expected {expected}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected lines of {expected}") from error
+    with reading(path, f"lines of {expected}") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf").strip()
+            try:
+                if line:
+                    yield number, msgspec.json.decode(line, type=kind)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: {error}; expected {expected}") from error

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from data.batch import PairBatch, collate
-from data.checks import check_vocabularies, vocabulary_of
+from data.checks import check_vocabularies
 from data.image_db import Image, ImageDatabase
 from data.text_db import Text, TextDatabase
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
@@ -141,7 +141,7 @@ class Retriever:
         where = choose_device(device)
         how = Precision(choose_precision(precision, False, where), where)
         tokenizer = load_tokenizer(vocab)
-        check_vocabularies({f"vocabulary {tokenizer.name}": vocabulary_of(tokenizer.meta())}, checkpoint)
+        check_vocabularies({f"vocabulary {tokenizer.name}": tokenizer.meta()}, checkpoint)
         model, _ = load_ranking_model(checkpoint, UniterConfig.from_json(model_config))
         chunk = ChunkSize.for_device(where, model.config.intermediate_size, batch_size)
         return cls(model, tokenizer, ComputeSettings(how, chunk, prepare=packed_for_inference))
@@ -166,8 +166,7 @@ class Retriever:
 
     def check_vocabulary(self, text_db: TextDatabase) -> None:
         """Raise ``InputError`` if ``text_db`` was made with another vocabulary."""
-        own = vocabulary_of(self.tokenizer.meta())
-        check_vocabularies({f"vocabulary {self.tokenizer.name}": own, text_db.path: text_db.vocabulary})
+        check_vocabularies({f"vocabulary {self.tokenizer.name}": self.tokenizer.meta(), text_db.path: text_db.meta})
 
     @property
     def config(self) -> UniterConfig:

@@ -9,15 +9,15 @@ Flickr30k, of which ``--split`` is a file that lists pictures (Flickr_8k.testIma
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data.sources.captions import captions_of, read_annotations, tokenizer_of, write_captions
+from data.sources.captions import captions_of, tokenizer_of, write_captions
 from data.text_db import TextDatabaseWriter
 from utils.errors import counted, one_line_errors
+from utils.files import sha256
 from utils.parallel import add_nproc
 from utils.provenance import made_by
 from utils.signals import StopSignal
@@ -38,16 +38,15 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Read captions, split them into word pieces, write the database."""
     options = parse_options(arguments)
-    contents = read_annotations(options.annotations)
     meta = {
         **tokenizer_of(options.vocab).meta(),
         "annotations": options.annotations.name,
-        "annotations_sha256": hashlib.sha256(contents).hexdigest(),
+        "annotations_sha256": sha256(options.annotations),
         "split": options.split,
         "made_by": made_by(__file__),
     }
     with StopSignal(), TextDatabaseWriter(options.output, meta) as database:
-        captions = captions_of(options.annotations, contents, options.split)
+        captions = captions_of(options.annotations, options.split)
         write_captions(options.annotations, captions, database, options.vocab, options.nproc)
     images = {caption.image for caption in captions}
     print(f"{options.output}: {counted(len(captions), 'text')} of {counted(len(images), 'image')}")

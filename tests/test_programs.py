@@ -228,7 +228,7 @@ def test_names_of_2018_and_pretrained_checkpoints(tmp_path: Path, score: Score, 
 @pytest.mark.parametrize(
     ("message", "change", "architecture"),
     [
-        ("no such checkpoint", None, {}),
+        ("no such file, expected a checkpoint", None, {}),
         ("not a readable checkpoint", b"no checkpoint", {}),
         ("not a readable checkpoint", CHECKPOINT.read_bytes()[:100_000], {}),
         ("state dict", torch.zeros(1), {}),

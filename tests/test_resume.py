@@ -286,7 +286,7 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
             rf"{copy}/ckpt/{newest}: not a readable checkpoint.*; remove .* to resume from {best}, which is whole",
         ),
         (copy, ["--resume", copy / "ckpt" / newest], rf"{newest}: not a readable .* to resume from {best}, which is whole"),
-        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such file, expected a checkpoint"),
         (new, ["--resume", BUNDLED.folder / "model.pt"], "golden/model.pt: not a training state"),
         (new, ["--resume", tmp_path / "half.pt"], "half.pt: not a readable checkpoint"),
         (tmp_path / "full", ["--resume"], "holds thesis.tex"),

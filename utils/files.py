@@ -31,24 +31,28 @@ def short_repr(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def open_file(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading in binary. Raises ``OSError`` for anything else, such as a pipe, which could block."""
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - closed by the caller
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+@contextmanager
+def reading(path: str | Path, expected: str = "a regular file") -> Iterator[BinaryIO]:
+    """Open a regular file in binary. Raises ``InputError`` for anything else, such as a pipe, which could block."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            yield file
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
+        raise InputError(f"{path}: {reason}, expected {expected}") from error
 
 
-def read_file(path: str | Path) -> bytes:
-    """Return the bytes of a regular file. Raises ``OSError``."""
-    with open_file(path) as file:
+def read_file(path: str | Path, expected: str = "a regular file") -> bytes:
+    """Return the bytes of a file. Raises ``InputError`` as ``reading``."""
+    with reading(path, expected) as file:
         return file.read()
 
 
-def decode_utf8(data: bytes, path: str | Path) -> str:
-    """Decode the contents of text file ``path``. Raises ``InputError`` that names the line."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+def read_text(path: str | Path, expected: str = "a regular file") -> str:
+    """Return the text of a file. Raises ``InputError`` as ``reading``, and for text that is not UTF-8, with its line."""
+    data = read_file(path, expected).removeprefix(b"\xef\xbb\xbf")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -58,14 +62,9 @@ def decode_utf8(data: bytes, path: str | Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
+    text = read_text(path, "a JSON file")
     try:
-        return json.loads(decode_utf8(read_file(path), path))
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, expected a JSON file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except InputError:
-        raise
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
 
@@ -211,7 +210,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
-    with open_file(path) as file:
+    with reading(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

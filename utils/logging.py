@@ -138,10 +138,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 def _read(path: Path) -> Iterator[tuple[bytes, int, dict[str, float]]]:
     """Yield each complete line of a ``scalars.jsonl``, its update and its values; a kill may have cut the last line short."""
-    try:
-        lines = read_file(path).splitlines(keepends=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = read_file(path).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             return

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError, counted
-from utils.files import atomic_file, open_file, short_repr
+from utils.files import atomic_file, reading, short_repr
 
 # What a pickle may name, and what stands in for it: for a storage, the bytes per element.
 _STAND_INS: dict[tuple[str, str], Any] = {
@@ -55,15 +55,13 @@ def load_tensors(path: str | Path) -> Any:
     Raises:
         InputError: the file is missing, damaged, would run code, or describes more tensors than it has bytes for.
     """
-    try:
-        with open_file(path) as file:
+    with reading(path, "a checkpoint") as file:
+        try:
             _check(file)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # a damaged pickle can make torch raise anything
-        reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can make torch raise anything
+            reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
 
 
 class _Stream:

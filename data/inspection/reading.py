@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data.inspection.report import Faults, Summary
 from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
 from utils.errors import InputError
-from utils.files import decode_utf8, read_file, read_json, short_repr
+from utils.files import read_json, read_text, short_repr
 from utils.signals import leave_to_parent
 
 UNREADABLE = "files that cannot be read"
@@ -183,7 +183,7 @@ def read_object(file: Path, faults: Faults) -> dict[str, Any] | None:
     except InputError as error:
         faults.add(UNREADABLE, str(error))
         return None
-    json.loads(decode_utf8(read_file(file), file), object_pairs_hook=without_repetition)
+    json.loads(read_text(file), object_pairs_hook=without_repetition)
     return contents
 
 

@@ -18,7 +18,7 @@ from data.picture_names import feature_name, picture_stem
 from data.text_db import TextDatabaseWriter, encode_text
 from data.tokenizer import load_tokenizer
 from utils.errors import InputError, counted, nearest
-from utils.files import decode_utf8, read_file, short_repr
+from utils.files import read_text, short_repr
 from utils.parallel import in_order
 
 CHUNK = 2000  # captions that a worker encodes at a time
@@ -28,7 +28,7 @@ PER_WORKER = 15_000  # captions that are encoded in the time in which another wo
 class Caption(NamedTuple):
     """One caption: ``filename`` is its picture's, ``image`` the key of the picture's features in the image database.
 
-    ``place`` is the number of its line, or in Karpathy's JSON the index in ``images``.
+    ``place`` in the file is for messages.
     """
 
     text_id: str
@@ -37,11 +37,7 @@ class Caption(NamedTuple):
     raw: str
     split: str
     dataset: str
-    place: int
-
-    def where(self, path: Path) -> str:
-        """Return file and place, for messages."""
-        return f"{path}: images[{self.place}]" if path.suffix == ".json" else f"{path}: line {self.place}"
+    place: str
 
 
 class _Sentence(msgspec.Struct):
@@ -74,12 +70,13 @@ def _read_karpathy(text: str) -> Iterator[Caption]:
     except ValueError as error:
         raise ValueError(f"{error}; expected Karpathy's JSON") from error
     for number, picture in enumerate(contents.images):
+        place, name, dataset = f"images[{number}]", picture.filename, contents.dataset
         try:
-            image = feature_name(contents.dataset, picture.filename, picture.filepath)
+            image = feature_name(dataset, name, picture.filepath)
         except ValueError as error:
-            raise ValueError(f"images[{number}]: {error}") from error
+            raise ValueError(f"{place}: {error}") from error
         for sentence in picture.sentences:
-            yield Caption(str(sentence.sentid), image, picture.filename, sentence.raw, picture.split, contents.dataset, number)
+            yield Caption(str(sentence.sentid), image, name, sentence.raw, picture.split, dataset, place)
 
 
 def _read_rows(rows: Iterable[tuple[int, Any]], read: Callable[[Any], _Row], dataset: str = "") -> Iterator[Caption]:
@@ -88,7 +85,7 @@ def _read_rows(rows: Iterable[tuple[int, Any]], read: Callable[[Any], _Row], dat
         try:
             row = read(contents)
             image = feature_name(dataset, row.image)
-            yield Caption(str(number), image, row.image, row.caption, row.split.strip(), dataset, line)
+            yield Caption(str(number), image, row.image, row.caption, row.split.strip(), dataset, f"line {line}")
         except ValueError as error:
             raise ValueError(f"line {line}: {error}") from error
 
@@ -154,41 +151,19 @@ READERS: dict[str, Callable[[str], Iterator[Caption]]] = {
 }
 
 
-def _reader_of(path: Path) -> Callable[[str], Iterator[Caption]]:
+def all_captions(path: Path) -> Iterator[Caption]:
+    """The captions of all splits in ``path``. Raises ``InputError`` if it cannot be read or is malformed."""
     reader = next((reader for ending, reader in READERS.items() if path.name.endswith(ending)), None)
     if reader is None:
         raise InputError(f"{path}: unknown kind of file, expected one of {', '.join(READERS)}")
-    return reader
-
-
-def read_annotations(path: Path) -> bytes:
-    """The bytes of an annotation file. Raises ``InputError``."""
-    _reader_of(path)
+    text = read_text(path, "captions")
     try:
-        return read_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def all_captions(path: Path, contents: bytes) -> Iterator[Caption]:
-    """The captions of all splits in ``contents``, the bytes of ``path``. Raises ``InputError`` if they are malformed."""
-    text = decode_utf8(contents, path)
-    try:
-        yield from _reader_of(path)(text)
+        yield from reader(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _listed(annotations: Path, split: str) -> set[str]:
-    """The pictures of a split, one per line of the file ``split``."""
-    try:
-        return {picture_stem(line.strip()) for _, line in _lines(decode_utf8(read_file(split), split))}
-    except OSError as error:
-        expected = "expected a file that lists pictures, such as Flickr_8k.testImages.txt"
-        raise InputError(f"{split}: cannot be read ({error.strerror}); {annotations} has no splits, {expected}") from error
-
-
-def captions_of(path: Path, contents: bytes, split: str) -> list[Caption]:
+def captions_of(path: Path, split: str) -> list[Caption]:
     """The captions of one split; for a token file, ``split`` is the file that lists its pictures.
 
     Raises ``InputError`` also if there are none, if two pictures share a name, or if a picture is in two splits.
@@ -196,20 +171,23 @@ def captions_of(path: Path, contents: bytes, split: str) -> list[Caption]:
     first_of: dict[str, Caption] = {}
     splits: set[str] = set()
     captions = []
-    listed = _listed(path, split) if ".token" in path.name else None
-    for caption in all_captions(path, contents):
+    listed = None
+    if ".token" in path.name:
+        expected = f"a list of pictures, such as Flickr_8k.testImages.txt, as {path.name} has no splits"
+        listed = {picture_stem(line.strip()) for _, line in _lines(read_text(split, expected))}
+    for caption in all_captions(path):
         if listed is not None:
             caption = caption._replace(split=split if picture_stem(caption.filename) in listed else "")
         splits.add(caption.split)
         first = first_of.setdefault(caption.image, caption)
         if first.filename != caption.filename:
             both = f"{short_repr(first.filename)} and {short_repr(caption.filename)}"
-            where, image = caption.where(path), short_repr(caption.image)
-            raise InputError(f"{where}: {both} would both be image {image}; rename one of the pictures")
+            wrong = f"{both} would both be image {short_repr(caption.image)}; rename one of the pictures"
+            raise InputError(f"{path}: {caption.place}: {wrong}")
         if first.split != caption.split:
             both = f"{short_repr(first.split)} and in {short_repr(caption.split)}"
-            where, name = caption.where(path), short_repr(caption.filename)
-            raise InputError(f"{where}: {name} is in {both}, expected each picture in one split")
+            wrong = f"{short_repr(caption.filename)} is in {both}, expected each picture in one split"
+            raise InputError(f"{path}: {caption.place}: {wrong}")
         if caption.split == split:
             captions.append(caption)
     if split not in splits:
@@ -244,4 +222,4 @@ def write_captions(
     encoded = zip(chain.from_iterable(results), captions, strict=True)
     progress = tqdm(encoded, total=len(captions), desc=database.path.name, unit=" captions", disable=None)
     for (text_id, image, record, length), caption in progress:
-        database.put_encoded(text_id, image, record, length, caption.where(path))
+        database.put_encoded(text_id, image, record, length, f"{path}: {caption.place}")

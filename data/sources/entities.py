@@ -7,6 +7,7 @@ Its folder has for each picture
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from xml.parsers import expat
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import decode_utf8, open_file, short_repr
+from utils.files import reading, short_repr
 
 MAX_BYTES = 1 << 20  # of a file; those of Flickr30k have some kilobytes
 MAX_BOXES = 4096  # of a picture; a box of two chains counts twice
@@ -81,10 +82,10 @@ def read_annotated(folder: Path, name: str) -> Annotated:
 def read_sentences(path: Path) -> list[Caption]:
     """Read the captions of a picture. Raises ``InputError`` as ``read_annotated`` does."""
     captions = []
-    for number, line in enumerate(decode_utf8(_read(path), path).split("\n"), start=1):
+    for number, line in enumerate(_read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             if line.strip():
-                captions.append(parse_caption(line))
+                captions.append(parse_caption(line.decode()))
         except ValueError as error:
             raise InputError(f"{path}: line {number}: {error}") from error
     return captions
@@ -198,11 +199,8 @@ def _wrong(element: ElementTree.Element, message: str) -> ValueError:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with open_file(path) as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a file of Flickr30k Entities") from error
+    with reading(path, "a file of Flickr30k Entities") as file:
+        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise InputError(f"{path}: over {MAX_BYTES:,} bytes, expected a file of Flickr30k Entities")
     return data

@@ -14,7 +14,7 @@ from data.records import read_members, read_npy, read_npz
 from data.sources.plain_pickle import read_pickled_dict
 from data.sources.regions import Arrays, Source, check_normalised, normalise_boxes
 from utils.errors import InputError, counted
-from utils.files import open_file, short_repr
+from utils.files import reading, short_repr
 
 MAX_FILE_BYTES = 256 << 20
 _INFO = "_info.npy"
@@ -40,7 +40,7 @@ def sources_of(folder: Path) -> list[Source]:
 
 
 def _read(path: Path) -> bytes:
-    with open_file(path) as file:
+    with reading(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
             raise ValueError(f"has {counted(size, 'byte')}, expected at most {MAX_FILE_BYTES:,}")
         return file.read()

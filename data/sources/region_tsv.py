@@ -19,13 +19,13 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from data.sources.regions import Arrays, Source, normalise_boxes
 from utils.errors import InputError, counted
-from utils.files import open_file, short_repr
+from utils.files import reading, short_repr
 
 MAX_ROW_BYTES = 16 << 20  # 100 boxes of 2,048 features take 1.1 MB
 
@@ -57,27 +57,17 @@ def sources_of(path: Path, kind: tuple[str, ...], sizes: Sizes) -> Iterator[Sour
         yield Source(name, f"{path} row {number} ({short_repr(name)})", partial(load_row, row, kind, sizes.get(name)))
 
 
-def _open(path: Path) -> BinaryIO:
-    try:
-        return open_file(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """Rows that are not empty, numbered from 1; of a row that is too long only the beginning, which load_row refuses."""
-    with _open(path) as file:
+    with reading(path) as file:
         number = 0
-        try:
-            while row := file.readline(MAX_ROW_BYTES + 1):
-                number += 1
-                rest = row
-                while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
-                    rest = file.readline(MAX_ROW_BYTES + 1)
-                if row.strip():
-                    yield number, row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read after row {number} ({error.strerror})") from error
+        while row := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            rest = row
+            while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_ROW_BYTES + 1)
+            if row.strip():
+                yield number, row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
 
 
 def load_row(row: bytes, kind: tuple[str, ...], size: tuple[int, int] | None) -> Arrays:

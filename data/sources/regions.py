@@ -20,7 +20,7 @@ from data.checks import wrong_sizes
 from data.image_db import ImageDatabaseWriter, encode_image
 from data.lmdb_store import check_name
 from data.picture_names import feature_name, picture_stem, trailing_number
-from data.sources.captions import all_captions, read_annotations
+from data.sources.captions import all_captions
 from utils.files import short_repr
 from utils.parallel import in_order
 
@@ -55,7 +55,7 @@ def _encode(layout: Layout, named: tuple[str, Source]) -> tuple[str, str, tuple[
         record, boxes = encode_image(**arrays, rule=layout.rule, compressed=layout.compressed)
         return name, source.place, (record, boxes, arrays["features"].shape[1])
     except (ValueError, OSError) as error:
-        return name, source.place, str(error)
+        return name, source.place, str(error).removeprefix(f"{source.place}: ")
 
 
 @dataclass
@@ -102,7 +102,7 @@ def naming(prefix: str | None, annotations: Path | None) -> Naming:
     if annotations is None:
         return partial(feature_name, "") if prefix is None else partial(_numbered, prefix)
     images_of: dict[str | int | None, set[str]] = defaultdict(set)
-    for caption in all_captions(annotations, read_annotations(annotations)):
+    for caption in all_captions(annotations):
         for key in (picture_stem(caption.filename), trailing_number(caption.filename)):
             images_of[key].add(caption.image)
 

@@ -20,7 +20,7 @@ from evaluation.analysis import Bootstrap, interval
 from evaluation.options import InferenceOptions
 from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from utils.errors import InputError
-from utils.files import open_file, read_json, short_repr
+from utils.files import read_json, reading, short_repr
 
 Direction = Literal["img", "txt"]
 DIRECTIONS: tuple[Direction, ...] = ("img", "txt")
@@ -116,10 +116,10 @@ def read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
     """Read the scores (T, I), and ``txt_ids`` and ``img_ids``."""
     file = folder / "scores.npz"
     try:
-        with open_file(file) as stream, np.load(stream, allow_pickle=False) as archive:
+        with reading(file, "the scores of inf_itm.py") as stream, np.load(stream, allow_pickle=False) as archive:
             scores, ids = archive["scores"], {kind: archive[kind].tolist() for kind in ("txt_ids", "img_ids")}
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file, expected the scores of inf_itm.py") from error
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: cannot be read as the scores of inf_itm.py ({error})") from error
     expected = (len(ids["txt_ids"]), len(ids["img_ids"]))

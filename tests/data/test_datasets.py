@@ -128,7 +128,7 @@ def test_an_error_in_a_worker_stays_one_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"negative_size": 39, "world_size": 6}, r"34 texts for each of 6 ranks.*expected negative_size 39"),
+        ({"negative_size": 39, "world_size": 6}, r"34 texts per rank \(of 6\).*expected negative_size 39"),
         ({"max_txt_len": 1}, "0 texts"),
         ({"neighbours": {"a": ["b"]}}, "neighbours: has 'a' and the like, expected images of the training databases, like '"),
     ],

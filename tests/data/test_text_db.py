@@ -119,7 +119,7 @@ def test_contradictions_between_sidecars(database: Path, name: str, edit: dict[s
     [
         (b"junk junk", "not an lz4 frame"),
         (packed(GOOD)[:-3], "cut short"),
-        (packed(GOOD) + b"x", "1 bytes after the end"),
+        (packed(GOOD) + b"x", "1 byte after the end"),
         (lz4.frame.compress(bytes(17 << 20)), "over 16,777,216 bytes"),
         (lz4.frame.compress(msgpack.packb(GOOD)[:-2]), "not a msgpack record"),
         (packed([1]), "expected a map"),

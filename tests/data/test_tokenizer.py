@@ -108,7 +108,7 @@ def test_bad_vocabularies_are_named(tmp_path: Path, contents: str, message: str)
     path.write_text(contents, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=f"vocab.txt: {message}"):
         load_tokenizer(path)
-    with pytest.raises(InputError, match=r"absent.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"absent.txt: no such file, expected a BERT vocabulary"):
         load_tokenizer(tmp_path / "absent.txt")
 
 

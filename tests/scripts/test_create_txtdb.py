@@ -98,7 +98,7 @@ def test_token_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: s
     listed.write_text("7.jpg\n8\n")
     main_of = ["--annotations", str(tmp_path / name), "--output", str(tmp_path / "t.db"), "--split"]
     for split, contents, message in (
-        ("test", tokens, "error: test: cannot be read (No such file or directory); "),
+        ("test", tokens, "error: test: no such file, expected a list of pictures, such as Flickr_8k.testImages.txt, as "),
         (str(listed), tokens, f"{name}: line 4: '9.jpg 0\\tA bird .' found, expected 1000092795.jpg#0, tab, caption\n"),
         (str(listed), "6.jpg#0\tA cat .", ": no caption of split "),
         (str(listed), "8.jpg#0\tA cat .", f": no caption of 1 picture in {listed}, such as '7'"),
@@ -174,7 +174,7 @@ def test_other_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "there.db").mkdir()
     for option, name, output, message in [
         ("--annotations", "d.json", "there.db", "error: there.db: already exists; remove it or choose another output\n"),
-        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: cannot be read (No such file or directory)\n"),
+        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: no such file, expected a regular file\n"),
         ("--annot", "d.json", "new.db", "--annotations"),
     ]:
         with pytest.raises(SystemExit) as stop:

@@ -65,7 +65,11 @@ RECORDS: list[tuple[Arrays | bytes, list[str], str]] = [
     (with_number("features", np.nan), [NOT_FINITE.format("features")], ""),
     (with_number("norm_bb", np.inf), [NOT_FINITE.format("norm_bb")], ""),
     (with_number("conf", np.nan), [NOT_FINITE.format("conf")], ""),
-    ({"soft_labels": np.ones((2, 5), np.float16)}, ["images whose soft_labels are not one row per box"], ": shape [2, 5], 3 b"),
+    (
+        {"soft_labels": np.ones((2, 5), np.float16)},
+        ["images whose soft_labels are not one row per box"],
+        ": shape [2, 5], boxes: 3",
+    ),
     (last_box(0.5, 0.5, 1.25, 1, 0.75, 0.5), [OUTSIDE], ": box 2 has norm_bb 0.5 0.5 1.25 1 0.75 0.5"),
     (last_box(0, -0.25, 1, 0.5, 1, 0.75), [OUTSIDE], ": box 2 has norm_bb 0 -0.25 1 0.5 1 0.75"),
     (last_box(0.5, 0.5, 0.75, 0.25, 0.25, 0.25), [TURNED, SHAPES], ": box 2 has norm_bb 0.5 0.5 0.75 0.25 0.25 0.25"),

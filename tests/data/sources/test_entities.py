@@ -127,10 +127,10 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no \.txt file in it"):
         picture_names(tmp_path)
     (sentences / "._1.txt").write_text("left by an archive of another system")
-    check_refusal(sentences / "1.txt", b"\xef\xbb\xbfa dog\n\xff\n", 2, "byte 0xff is not UTF-8")
+    check_refusal(sentences / "1.txt", b"\xef\xbb\xbfa dog\n\xff\n", 2, "'utf-8' codec can't decode")
     assert picture_names(tmp_path) == ["1"]
     (sentences / "1.txt").write_text("a dog\n")
-    with pytest.raises(InputError, match=r"1\.xml: cannot be read"):
+    with pytest.raises(InputError, match=r"1\.xml: no such file"):
         read_annotated(tmp_path, "1")
 
 

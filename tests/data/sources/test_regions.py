@@ -217,7 +217,7 @@ def test_incomplete_npy_pairs_are_listed(tmp_path: Path, capsys: pytest.CaptureF
     code, errors = convert(capsys, "--img_dir", tmp_path / "in", "--output", tmp_path / "db", "--keep_all")
     assert code == 1
     left_out = json.loads((tmp_path / "db/made_all.json").read_text())["left_out"]
-    expected = ("b.npy: has no confidences", "c.npy: has no c_info.npy beside it", "d.npy: [Errno 2] No such file")
+    expected = ("b.npy: has no confidences", "c.npy: has no c_info.npy beside it", "d.npy: no such file")
     for reason, beginning in zip(left_out, expected, strict=True):
         assert reason.startswith(f"{tmp_path}/in/{beginning}")
         assert f"  {reason}\n" in errors
