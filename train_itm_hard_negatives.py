@@ -59,15 +59,8 @@ def main(argv: Sequence[str]) -> None:
             loader = Loader(device, options.n_workers, options.pin_mem)
 
             def open_split(txt_db: str, img_db: str, max_txt_len: int = -1) -> RetrievalSplit:
-                split = RetrievalSplit(
-                    txt_db,
-                    img_db,
-                    config.input_limits,
-                    options.box_rule,
-                    compressed=options.compressed_db,
-                    max_txt_len=max_txt_len,
-                )
-                return stack.enter_context(split)
+                rule, form = options.box_rule, {"compressed": options.compressed_db, "max_txt_len": max_txt_len}
+                return stack.enter_context(RetrievalSplit(txt_db, img_db, config.input_limits, rule, **form))
 
             databases = zip(options.train_txt_dbs, options.train_img_dbs, strict=True)
             training = [open_split(*pair, options.max_txt_len) for pair in databases]

@@ -85,14 +85,10 @@ class Layout:
 
     @property
     def options(self) -> str:
-        """The options of a program that read the database."""
-        compressed, rule = "--compressed_db" if self.compressed else "--no-compressed_db", self.rule
-        if rule is None:
-            return compressed
-        boxes = (
-            f"-1 --num_bb {rule.num_bb}" if rule.fixed else f"{rule.conf_th:g} --max_bb {rule.max_bb} --min_bb {rule.min_bb}"
-        )
-        return f"--conf_th {boxes} {compressed}"
+        """Options of a program that reads the database."""
+        rule, flag = self.rule or PUBLISHED_RULE, "--compressed_db" if self.compressed else "--no-compressed_db"
+        boxes = f"--num_bb {rule.num_bb}" if rule.fixed else f"--max_bb {rule.max_bb} --min_bb {rule.min_bb}"
+        return f"--conf_th {rule.conf_th:g} {boxes} {flag}"
 
     def describe(self) -> str:
         """Return which boxes the database has, and the format of its records."""

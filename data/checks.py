@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import InputError, counted
-from utils.files import read_json, short_repr
+from utils.files import read_object, short_repr
 
 # The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
 HALF_STEP = float(np.finfo(np.float16).eps)
@@ -35,14 +35,6 @@ LENGTHS = Expected("a number of word pieces", lambda value: type(value) is int a
 BOX_COUNTS = Expected("a number of boxes", lambda value: type(value) is int and value >= 1)
 IMAGE_NAMES = Expected("the name of an image", lambda value: isinstance(value, str))
 TEXT_IDS = Expected("a list of text ids", is_text_list)
-
-
-def read_object(file: Path | str) -> dict[str, Any]:
-    """Read a JSON object. Raises ``InputError`` for anything else."""
-    contents = read_json(file)
-    if not isinstance(contents, dict):
-        raise InputError(f"{file}: holds a JSON {type(contents).__name__}, expected a JSON object")
-    return contents
 
 
 def read_map(file: Path | str, expected: Expected) -> dict[str, Any]:

@@ -149,12 +149,8 @@ class LmdbReader:
 def _open_checked(path: Path, readahead: bool) -> lmdb.Environment:
     """Open ``path`` for reading. Refuse a file that is shorter than its header says: reading past its end is a SIGBUS."""
     file = path / "data.mdb"
-    try:
-        if not file.is_file():
-            raise InputError(f"{path}: not a database (it has no data.mdb)")
-        size = file.stat().st_size
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    with reading(file, "an LMDB database") as stream:
+        size = os.fstat(stream.fileno()).st_size
     if size == 0:
         raise InputError(f"{file}: empty file, expected an LMDB database")
     try:

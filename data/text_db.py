@@ -13,11 +13,11 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, take_text, vocabulary_faults
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
 from utils.errors import InputError, counted
-from utils.files import save_json, short_repr
+from utils.files import read_object, save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
 

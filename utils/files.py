@@ -10,7 +10,7 @@ import os
 import reprlib
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
@@ -44,9 +44,11 @@ def reading(path: str | Path, expected: str = "a regular file") -> Iterator[Bina
         raise InputError(f"{path}: {reason}, expected {expected}") from error
 
 
-def read_file(path: str | Path, expected: str = "a regular file") -> bytes:
-    """Return the bytes of a file. Raises ``InputError`` as ``reading``."""
+def read_file(path: str | Path, expected: str = "a regular file", limit: int = 1 << 60) -> bytes:
+    """Return the bytes of a file. Raises ``InputError`` as ``reading``, and for more than ``limit`` bytes."""
     with reading(path, expected) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise InputError(f"{path}: has {size:,} bytes, expected {expected} of at most {limit:,}")
         return file.read()
 
 
@@ -60,13 +62,21 @@ def read_text(path: str | Path, expected: str = "a regular file") -> str:
         raise InputError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8, expected text in UTF-8") from error
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
+def read_json(path: str | Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Read a JSON file, objects in it by ``pairs``. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
     text = read_text(path, "a JSON file")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def read_object(path: str | Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+    """Read a JSON object, as ``read_json``. Raises ``InputError`` also if the file contains anything else."""
+    contents = read_json(path, pairs)
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: contains a JSON {type(contents).__name__}, expected a JSON object")
+    return contents
 
 
 def make_folder(path: str | Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import mmap
 import multiprocessing
 import random
@@ -19,8 +18,9 @@ from tqdm import tqdm
 
 from data.inspection.report import Faults, Summary
 from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
+from utils import files
 from utils.errors import InputError
-from utils.files import read_json, read_text, short_repr
+from utils.files import short_repr
 from utils.signals import leave_to_parent
 
 UNREADABLE = "files that cannot be read"
@@ -177,14 +177,10 @@ def read_object(file: Path, faults: Faults) -> dict[str, Any] | None:
         return fields
 
     try:
-        contents = read_json(file)
-        if not isinstance(contents, dict):
-            raise InputError(f"{file}: expected a JSON object")
+        return files.read_object(file, without_repetition)
     except InputError as error:
         faults.add(UNREADABLE, str(error))
         return None
-    json.loads(read_text(file), object_pairs_hook=without_repetition)
-    return contents
 
 
 def read_map(file: Path, meaning: str, fits: Callable[[Any], bool], faults: Faults) -> dict[str, Any] | None:

@@ -19,8 +19,9 @@ from xml.parsers import expat
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import reading, short_repr
+from utils.files import read_file, short_repr
 
+KIND = "a file of Flickr30k Entities"
 MAX_BYTES = 1 << 20  # of a file; those of Flickr30k have some kilobytes
 MAX_BOXES = 4096  # of a picture; a box of two chains counts twice
 _MAX_ELEMENTS = 50_000  # of a picture's file
@@ -82,7 +83,7 @@ def read_annotated(folder: Path, name: str) -> Annotated:
 def read_sentences(path: Path) -> list[Caption]:
     """Read the captions of a picture. Raises ``InputError`` as ``read_annotated`` does."""
     captions = []
-    for number, line in enumerate(_read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for number, line in enumerate(read_file(path, KIND, MAX_BYTES).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             if line.strip():
                 captions.append(parse_caption(line.decode()))
@@ -119,7 +120,7 @@ def parse_caption(line: str) -> Caption:
 
 def read_boxes(path: Path) -> tuple[dict[int, np.ndarray], frozenset[int]]:
     """Read ``boxes`` and ``scenes`` of a picture. Raises ``InputError`` as ``read_annotated`` does."""
-    data = _read(path)
+    data = read_file(path, KIND, MAX_BYTES)
     try:
         return _boxes_and_scenes(_parse(data))
     except expat.ExpatError as error:
@@ -196,11 +197,3 @@ def _whole(element: ElementTree.Element, path: str = ".") -> int:
 
 def _wrong(element: ElementTree.Element, message: str) -> ValueError:
     return ValueError(f"line {element.get('line')}: {message}")
-
-
-def _read(path: Path) -> bytes:
-    with reading(path, "a file of Flickr30k Entities") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: over {MAX_BYTES:,} bytes, expected a file of Flickr30k Entities")
-    return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,12 @@ import numpy as np
 from data.records import read_members, read_npy, read_npz
 from data.sources.plain_pickle import read_pickled_dict
 from data.sources.regions import Arrays, Source, check_normalised, normalise_boxes
-from utils.errors import InputError, counted
-from utils.files import reading, short_repr
+from utils.errors import InputError
+from utils.files import read_file, short_repr
 
 MAX_FILE_BYTES = 256 << 20
 _INFO = "_info.npy"
+_read = partial(read_file, limit=MAX_FILE_BYTES)
 
 
 def sources_of(folder: Path) -> list[Source]:
@@ -37,13 +37,6 @@ def sources_of(folder: Path) -> list[Source]:
     if not loaders:
         raise InputError(f"{folder}: no .npz or .npy file in it")
     return [Source(path.name, str(path), partial(load, path)) for path, load in sorted(loaders.items())]
-
-
-def _read(path: Path) -> bytes:
-    with reading(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > MAX_FILE_BYTES:
-            raise ValueError(f"has {counted(size, 'byte')}, expected at most {MAX_FILE_BYTES:,}")
-        return file.read()
 
 
 def load_npz(path: Path) -> Arrays:

@@ -67,7 +67,7 @@ BROKEN = [
     ("{", "not JSON"),
     ("", "not JSON"),
     ('{"a": ' * 5000, "not JSON"),
-    ("[1]", "contains a JSON list, expected an object"),
+    ("[1]", "contains a JSON list, expected a JSON object"),
 ]
 MISTAKES = [
     ({"lerning_rate": 1e-4}, r"unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"),

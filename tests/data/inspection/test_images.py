@@ -91,7 +91,7 @@ def test_each_fault_of_a_record_is_named(tmp_path: Path) -> None:
     assert seen.faults == Counter(kind for _, kinds, _ in RECORDS for kind in kinds)
     for name, (_, _, shown) in zip(names, RECORDS, strict=True):
         assert f"'{name}'{shown}" in seen.list
-    assert f"4 per box in 1 images, the first of them '{names[-1]}'\n" in seen.list
+    assert f"4 per box in 1 image, the first of them '{names[-1]}'\n" in seen.list
 
 
 def test_box_numbers_and_the_list_of_names(tmp_path: Path) -> None:
@@ -125,8 +125,12 @@ def rename(folder: Path, suffix: str) -> None:
     ("damage", "kind", "line"),
     [
         (lambda folder: (folder / NBB).unlink(), UNREADABLE, f"{NBB}: no such file"),
-        (lambda folder: (folder / FOLDER / "data.mdb").unlink(), UNREADABLE, "has no data.mdb"),
-        (lambda folder: (folder / f"made_{FOLDER}.json").write_text("1"), UNREADABLE, f"made_{FOLDER}.json: expected"),
+        (lambda folder: (folder / FOLDER / "data.mdb").unlink(), UNREADABLE, "data.mdb: no such file"),
+        (
+            lambda folder: (folder / f"made_{FOLDER}.json").write_text("1"),
+            UNREADABLE,
+            f"made_{FOLDER}.json: contains a JSON",
+        ),
         (lambda folder: put(folder / FOLDER, "__keys__", b"[1, 2]"), "lists __keys__ that are not of image names", "[1, 2]"),
         (lambda folder: put(folder / FOLDER, "__keys__", b"\x80"), "lists __keys__ that are not JSON", "decode"),
         (lambda folder: rename(folder, "0.2"), "folders whose name no program reads", "feat_0.2"),

@@ -152,7 +152,7 @@ CHAINS = "<size><width>9</width><height>9</height></size><object>" + "<name>1</n
         (f"<annotation>{CHAINS}</object></annotation>", "more than 4,096 boxes"),
         ('<?xml version="1.0" encoding="no-such"?><annotation/>', "unknown encoding"),
         ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "multi-byte encodings are not supported"),
-        (" " * (MAX_BYTES + 1), "over 1,048,576 bytes"),
+        (" " * (MAX_BYTES + 1), "of at most 1,048,576"),
     ],
     ids=range(11),
 )
