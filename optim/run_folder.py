@@ -240,7 +240,7 @@ class RunFolder:
         for state in reversed(older if newest.resolve() == damaged.resolve() else []):
             with suppress(InputError):
                 self._read(state)
-                return f"; remove that file to resume from {state.name}, which is whole"
+                return f"; {state.name} is whole, remove the later ones to resume from it"
         return ""
 
     def _read(self, source: Path) -> dict[str, Any]:

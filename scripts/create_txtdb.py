@@ -23,21 +23,16 @@ from utils.provenance import made_by
 from utils.signals import StopSignal
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
+@one_line_errors
+def main(arguments: list[str] | None = None) -> None:
+    """Read captions, split them into word pieces, write the database."""
     parser = argparse.ArgumentParser(description="Make a text database from captions.", allow_abbrev=False)
     parser.add_argument("--annotations", type=Path, required=True, help="Karpathy's .json, .jsonl, .csv, or a token file")
     parser.add_argument("--split", required=True, help="train, restval, val, test, …; for a token file, a list of pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to make, such as itm_flickr30k_test.db")
     parser.add_argument("--vocab", type=Path, help="vocab.txt of the model; default: that of bert-base-cased")
     add_nproc(parser)
-    return parser.parse_args(arguments)
-
-
-@one_line_errors
-def main(arguments: list[str] | None = None) -> None:
-    """Read captions, split them into word pieces, write the database."""
-    options = parse_options(arguments)
+    options = parser.parse_args(arguments)
     meta = {
         **tokenizer_of(options.vocab).meta(),
         "annotations": options.annotations.name,

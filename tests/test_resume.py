@@ -280,12 +280,8 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
     for output, resume, message in (
         (whole, [], rf"holds a run .*{newest}.*empty folder.*--resume"),
         (whole, ["--resume", whole / "ckpt" / older], rf"another state .*{newest}.*empty folder"),
-        (
-            copy,
-            ["--resume"],
-            rf"{copy}/ckpt/{newest}: not a readable checkpoint.*; remove .* to resume from {best}, which is whole",
-        ),
-        (copy, ["--resume", copy / "ckpt" / newest], rf"{newest}: not a readable .* to resume from {best}, which is whole"),
+        (copy, ["--resume"], rf"{copy}/ckpt/{newest}: not a readable checkpoint.*; {best} is whole, remove the later ones"),
+        (copy, ["--resume", copy / "ckpt" / newest], rf"{newest}: not a readable .*; {best} is whole"),
         (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such file, expected a checkpoint"),
         (new, ["--resume", BUNDLED.folder / "model.pt"], "golden/model.pt: not a training state"),
         (new, ["--resume", tmp_path / "half.pt"], "half.pt: not a readable checkpoint"),

@@ -180,22 +180,21 @@ def captions_of(path: Path, split: str) -> list[Caption]:
             caption = caption._replace(split=split if picture_stem(caption.filename) in listed else "")
         splits.add(caption.split)
         first = first_of.setdefault(caption.image, caption)
+        wrong = None
         if first.filename != caption.filename:
             both = f"{short_repr(first.filename)} and {short_repr(caption.filename)}"
             wrong = f"{both} would both be image {short_repr(caption.image)}; rename one of the pictures"
-            raise InputError(f"{path}: {caption.place}: {wrong}")
-        if first.split != caption.split:
+        elif first.split != caption.split:
             both = f"{short_repr(first.split)} and in {short_repr(caption.split)}"
             wrong = f"{short_repr(caption.filename)} is in {both}, expected each picture in one split"
+        if wrong:
             raise InputError(f"{path}: {caption.place}: {wrong}")
         if caption.split == split:
             captions.append(caption)
     if split not in splits:
         raise InputError(f"{path}: no caption of split {split!r}{nearest(split, splits)}, it has {short_repr(sorted(splits))}")
     if absent := (listed or set()) - {picture_stem(caption.filename) for caption in captions}:
-        raise InputError(
-            f"{path}: no caption of {counted(len(absent), 'picture')} in {split}, such as {short_repr(min(absent))}"
-        )
+        raise InputError(f"{path}: no caption of {counted(len(absent), 'picture')} in {split}, such as {min(absent)!r}")
     return captions
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from data.sources import entities, region_files, region_tsv
-from data.sources.captions import all_captions
+from data.sources import captions, entities, region_files, region_tsv
 from data.tokenizer import load_tokenizer
 from evaluation.candidates import read_jsonl
 from evaluation.plots.regions import read_picture
@@ -22,11 +19,11 @@ from utils.files import atomic_file, read_json
 from utils.logging import read_scalars
 from utils.tensors import load_tensors
 
-READERS: dict[str, Callable[[Path], Any]] = {
-    "a.json": read_json, "a.pt": load_tensors, "vocab.txt": load_tokenizer, "a.jpg": read_picture,
-    "a.csv": lambda path: [*all_captions(path)], "a.jsonl": lambda path: [*read_jsonl(path, dict, "")],
-    "a.tsv": region_tsv.kind_of, "hw.tsv": region_tsv.read_sizes, "a.npz": region_files.load_npz,
-    "a.txt": entities.read_sentences, "a.xml": entities.read_boxes, "scores.npz": lambda path: read_scores(path.parent),
+READERS = {
+    "a.json": read_json, "a.pt": load_tensors, "vocab.txt": load_tokenizer, "a.jpg": read_picture, "a.tsv": region_tsv.kind_of,
+    "hw.tsv": region_tsv.read_sizes, "a.txt": entities.read_sentences, "a.xml": entities.read_boxes,
+    "a.npz": region_files.load_npz, "a.csv": lambda path: [*captions.all_captions(path)],
+    "a.jsonl": lambda path: [*read_jsonl(path, dict, "")], "scores.npz": lambda path: read_scores(path.parent),
     "scalars.jsonl": lambda path: read_scalars(path.parent),
 }  # fmt: skip
 
