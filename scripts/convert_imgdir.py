@@ -101,7 +101,7 @@ def list_failures(conversion: Conversion) -> None:
     failures = conversion.failures
     if failures:
         seen = conversion.images + len(failures)
-        print(f"{len(failures)} of {counted(seen, 'image')} could not be used and are left out:", file=sys.stderr)
+        print(f"{len(failures)} of {counted(seen, 'image')} could not be used, left out:", file=sys.stderr)
     for place, reason in failures:
         print(f"  {place}: {reason}", file=sys.stderr)
 

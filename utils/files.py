@@ -32,7 +32,7 @@ def short_repr(value: Any) -> str:
 
 
 @contextmanager
-def reading(path: str | Path, expected: str = "a regular file") -> Iterator[BinaryIO]:
+def reading(path: str | Path, expected: str = "a file") -> Iterator[BinaryIO]:
     """Open a regular file in binary. Raises ``InputError`` for anything else, such as a pipe, which could block."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -44,7 +44,7 @@ def reading(path: str | Path, expected: str = "a regular file") -> Iterator[Bina
         raise InputError(f"{path}: {reason}, expected {expected}") from error
 
 
-def read_file(path: str | Path, expected: str = "a regular file", limit: int = 1 << 60) -> bytes:
+def read_file(path: str | Path, expected: str = "a file", limit: int = 1 << 60) -> bytes:
     """Return the bytes of a file. Raises ``InputError`` as ``reading``, and for more than ``limit`` bytes."""
     with reading(path, expected) as file:
         if (size := os.fstat(file.fileno()).st_size) > limit:
@@ -52,7 +52,7 @@ def read_file(path: str | Path, expected: str = "a regular file", limit: int = 1
         return file.read()
 
 
-def read_text(path: str | Path, expected: str = "a regular file") -> str:
+def read_text(path: str | Path, expected: str = "a file") -> str:
     """Return the text of a file. Raises ``InputError`` as ``reading``, and for text that is not UTF-8, with its line."""
     data = read_file(path, expected).removeprefix(b"\xef\xbb\xbf")
     try:

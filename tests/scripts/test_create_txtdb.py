@@ -174,7 +174,7 @@ def test_other_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "there.db").mkdir()
     for option, name, output, message in [
         ("--annotations", "d.json", "there.db", "error: there.db: already exists; remove it or choose another output\n"),
-        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: no such file, expected a regular file\n"),
+        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: no such file, expected a file\n"),
         ("--annot", "d.json", "new.db", "--annotations"),
     ]:
         with pytest.raises(SystemExit) as stop:
