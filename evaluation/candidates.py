@@ -77,9 +77,9 @@ class Candidates(NamedTuple):
         counts, texts, images = self.counts(image_of), len(image_of), len(np.unique(image_of))
         limit = {direction: f"{100 * recall:.2f} %" for direction, recall in counts["at_most"].items()}
         return (
-            f"only {counts['pairs']:,} of {texts * images:,} pairs are candidates; the others are not scored and rank last: "
-            f"{counts['texts_without_their_image']:,} of {texts:,} texts lack their image, image retrieval finds at most "
-            f"{limit['img']}; {counts['images_without_a_text']:,} of {images:,} images lack all their texts, text retrieval "
+            f"candidate pairs: {counts['pairs']:,} of {texts * images:,}; the others are not scored and rank last; "
+            f"texts without their image: {counts['texts_without_their_image']:,} of {texts:,}, image retrieval finds at most "
+            f"{limit['img']}; images without their texts: {counts['images_without_a_text']:,} of {images:,}, text retrieval "
             f"finds at most {limit['txt']}"
         )
 

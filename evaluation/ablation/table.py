@@ -124,7 +124,7 @@ def as_markdown(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, fail
         "many, one in twenty does so by chance."
     )
     parts = [
-        f"{len(metrics)} of {len(runs)} runs. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
+        f"Runs: {len(metrics)} of {len(runs)}. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
         "caption's image); alignment is the loss of matched pairs, in words (L) and regions (V)."
     ]
     for heading, lines, cell in (
