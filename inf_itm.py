@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +23,24 @@ from data.checks import check_vocabularies
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation import recall
-from evaluation.alignment import alignment_of_positives
+from evaluation.alignment import alignment_of_positives, alignment_table
 from evaluation.analysis import analyse, summary_table
-from evaluation.candidates import read_candidates
+from evaluation.candidates import Candidates, read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
-from evaluation.scoring import partial_scores, score_matrix
+from evaluation.results import made_with, saved_results
+from evaluation.scoring import ScoreMatrix, partial_scores, remove_partial_scores, score_matrix
 from model.checkpoint import load_ranking_model
 from model.chunks import ChunkSize
 from model.config import UniterConfig
 from model.cpu import packed_for_inference
+from model.iais import REGULARISERS
 from model.retrieval import ComputeSettings
 from utils.distributed import connect
 from utils.errors import InputError, one_line_errors
-from utils.files import output_folder, save_json, save_npz, sha256
+from utils.files import exclusive_folder, save_json, save_npz, sha256
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
-from utils.provenance import provenance
 
 LOGGER = logging.getLogger("inference")
 
@@ -52,6 +54,9 @@ def main(argv: Sequence[str]) -> None:
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
+            output = Path(options.output_dir)
+            if group.is_main:
+                stack.enter_context(exclusive_folder(output))
             device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
             loader = Loader(device, options.n_workers, options.pin_mem)
@@ -67,71 +72,79 @@ def main(argv: Sequence[str]) -> None:
             candidates = read_candidates(options.candidates, text_ids, image_names) if options.candidates else None
             origin = {
                 "model_config": config.to_dict(),
+                "box_rule": asdict(options.box_rule),
                 "candidates": candidates and candidates.fingerprint(),
                 "precision": f"{precision.name} on {device.type}",
+                "regularisers": list(REGULARISERS),
                 **split.fingerprint(),
             }
         group.check_same(origin)
         group.broadcast(model.state_dict().values())
         LOGGER.info("weights from %s", loaded)
         LOGGER.info("%s; %s on %s", group.launcher, precision.name, device)
-        output, partial = Path(options.output_dir), None
+
+        def tables(results: dict[str, Any]) -> str:
+            rows = {Path(options.txt_db).name: results, "counted as published": results["as_published"]}
+            listed = [] if candidates is None else [candidates.summary(split.image_of)]
+            alignment, analysis = alignment_table(results["alignment"]), summary_table(results["analysis"])
+            return "\n".join([recall.table(rows), *listed, "", alignment, "", analysis])
+
+        partial = results = None
         with group.raise_on_all_ranks():
             if group.is_main:
-                check_report(options)
-                stack.enter_context(output_folder(output))
                 origin["checkpoint"] = sha256(options.checkpoint)
-                shape = len(text_ids), len(image_names)
-                partial = stack.enter_context(partial_scores(output, shape, origin, candidates))
-
-        scored = score_matrix(model, split, compute, loader, group, candidates=candidates, into=partial)
-        alignment = alignment_of_positives(model, split, compute, loader, group)
-        if scored is None:
+                results = saved_results(output / "scores.json", origin, tables)
+                check_outputs(options, finished=results is not None)
+                if results is None:
+                    shape = len(text_ids), len(image_names)
+                    partial = stack.enter_context(partial_scores(output, shape, origin, candidates))
+        if group.share(results is None):
+            scored = score_matrix(model, split, compute, loader, group, candidates=candidates, into=partial)
+            alignment = alignment_of_positives(model, split, compute, loader, group)
+            if scored is not None:
+                ids = {"txt_ids": np.array(list(text_ids)), "img_ids": np.array(list(image_names))}
+                save_npz(output / "scores.npz", scores=scored.scores, **ids)
+                more = {"workers": group.world_size, "ranking_head": loaded.head, "origin": origin}
+                more["files"] = {"scores.npz": sha256(output / "scores.npz")}
+                results = measure(scored, split, candidates) | {
+                    "alignment": alignment,
+                    "seconds": time.perf_counter() - started,
+                    "provenance": made_with(options, precision, split.image_db, **more),
+                }
+                save_json(output / "scores.json", results)
+                LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
+        if results is None:
             return
-        save_npz(
-            output / "scores.npz", scores=scored.scores, txt_ids=np.array(list(text_ids)), img_ids=np.array(list(image_names))
-        )
-        ranks = recall.ranks(scored.scores, split.image_of)
-        recalls, as_published = recall.recalls(ranks), recall.as_published(ranks)
-        analysis = analyse(ranks, split.image_of, split.text_db.lengths, scored.regions)
-        counts = {"texts": len(text_ids), "images": len(image_names), "pairs": scored.scores.size}
-        results = {
-            **recalls,
-            "as_published": as_published,
-            "alignment": alignment,
-            "analysis": analysis,
-            "counts": counts if candidates is None else counts | candidates.counts(split.image_of),
-            "ties": ranks.ties,
-            "seconds": time.perf_counter() - started,
-            "provenance": {
-                "options": asdict(options),
-                "device": str(device),
-                "precision": precision.name,
-                "workers": group.world_size,
-                "ranking_head": loaded.head,
-                "checkpoint_sha256": origin["checkpoint"],
-                "image_db": split.image_db.describe(),
-                **provenance(),
-            },
-        }
-        save_json(output / "scores.json", results)
-        print(recall.table({Path(options.txt_db).name: recalls, "counted as published": as_published}))
-        if candidates is not None:
-            print(candidates.summary(split.image_of))
-        print(f"\n{summary_table(analysis)}")
-        LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
-    if options.report:
+        remove_partial_scores(output)
+        print(tables(results))
+    report = output / "report"
+    if options.report and report.exists():
+        LOGGER.info("kept %s; remove it to write it again", report)
+    elif options.report:
         from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
 
-        write_report([output], output / "report", Path(options.report) if options.report != NO_PICTURES else None)
-        LOGGER.info("wrote %s", output / "report/index.html")
+        write_report([output], report, Path(options.report) if options.report != NO_PICTURES else None)
+        LOGGER.info("wrote %s", report / "index.html")
 
 
-def check_report(options: InferenceOptions) -> None:
-    """Raise ``InputError`` before scoring starts if the report cannot be written."""
+def measure(scored: ScoreMatrix, split: RetrievalSplit, candidates: Candidates | None) -> dict[str, Any]:
+    """Return what ``scores.json`` says about the scores: recalls, error analysis, counts and ties."""
+    ranks = recall.ranks(scored.scores, split.image_of)
+    counts = {"texts": len(scored.text_ids), "images": len(scored.image_names), "pairs": scored.scores.size}
+    return {
+        **recall.recalls(ranks),
+        "as_published": recall.as_published(ranks),
+        "analysis": analyse(ranks, split.image_of, split.text_db.lengths, scored.regions),
+        "counts": counts if candidates is None else counts | candidates.counts(split.image_of),
+        "ties": ranks.ties,
+    }
+
+
+def check_outputs(options: InferenceOptions, finished: bool) -> None:
+    """Raise ``InputError`` before scoring starts if there is another evaluation's report, or no pictures for one."""
     report = Path(options.output_dir) / "report"
-    if options.report and os.path.lexists(report):
-        raise InputError(f"{report}: already exists; remove it or choose another output_dir")
+    if not finished and os.path.lexists(report):
+        raise InputError(f"{report}: already exists, but no scores.json; remove it or choose another output_dir")
     if options.report not in (None, NO_PICTURES) and not Path(options.report or "").is_dir():
         raise InputError(f"report {options.report}: no such folder, expected a folder of pictures")
 

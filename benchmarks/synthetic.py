@@ -5,7 +5,6 @@ Images have 36 regions on average, 10 to 100; texts have 5 to 30 word pieces.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -31,18 +30,15 @@ FIRST_PIECE = 106  # the word pieces below it are special or unused
 def write_data(folder: Path, config: UniterConfig, images: int, texts: int) -> None:
     """Write ``folder``/images and ``folder``/texts.db, with text i describing image i modulo ``images``."""
     rng = np.random.default_rng(0)
+    names = [f"random_{number:012d}.npz" for number in range(images)]
     with ImageDatabaseWriter(folder / "images") as writer:
-        for number in range(images):
-            writer.put(image_name(number), **random_regions(rng, config.img_dim))
-    write_texts(folder, config, rng, ((image_name(number % images), int(rng.integers(5, 31))) for number in range(texts)))
-
-
-def write_texts(folder: Path, config: UniterConfig, rng: np.random.Generator, texts: Iterable[tuple[str, int]]) -> None:
-    """Write ``folder``/texts.db with random word pieces, given the image and the length of each text."""
+        for name in names:
+            writer.put(name, **random_regions(rng, config.img_dim))
     specials = {"CLS": 101, "SEP": 102, "MASK": 103, "UNK": 100, "v_range": [FIRST_PIECE, config.vocab_size]}
     with TextDatabaseWriter(folder / "texts.db", specials) as writer:
-        for number, (image, length) in enumerate(texts):
-            writer.put(str(number), rng.integers(FIRST_PIECE, config.vocab_size, length), image)
+        for number in range(texts):
+            ids = rng.integers(FIRST_PIECE, config.vocab_size, int(rng.integers(5, 31)))
+            writer.put(str(number), ids, names[number % images])
 
 
 def random_regions(rng: np.random.Generator, width: int) -> dict[str, np.ndarray]:
@@ -55,11 +51,6 @@ def random_regions(rng: np.random.Generator, width: int) -> dict[str, np.ndarray
         "conf": np.full(regions, 0.9, np.float16),
         "soft_labels": rng.random((regions, CLASSES), np.float32).astype(np.float16),
     }
-
-
-def image_name(number: int) -> str:
-    """Return the name of a random image."""
-    return f"random_{number:012d}.npz"
 
 
 def open_split(folder: Path, config: UniterConfig) -> RetrievalSplit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -10,7 +12,8 @@ from data.batch import PairBatch
 from data.loader import Loader
 from data.split import RetrievalSplit, read_pairs
 from evaluation.scoring import map_over_ranks
-from model.iais import MODALITIES, REGULARISERS, PairAttention
+from evaluation.tables import aligned
+from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import ProcessGroup
@@ -38,7 +41,7 @@ class PositivePairs(Dataset[PairBatch]):
 @torch.no_grad()
 def alignment_of_positives(
     model: RetrievalModel, split: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[Modality, float]]:
     """Return the mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
 
     Collective; bitwise the same on rank 0 for any number of ranks, zeros on the others.
@@ -61,3 +64,9 @@ def alignment_of_positives(
             bar.update()
     means = total / len(split.text_db)
     return {name: dict(zip(MODALITIES, row.tolist(), strict=True)) for name, row in zip(REGULARISERS, means, strict=True)}
+
+
+def alignment_table(losses: Mapping[str, Mapping[Modality, float]]) -> str:
+    """Format the losses of regularisers for words and for regions, one per line."""
+    rows = ([name, f"{by_modality['L']:.4g}", f"{by_modality['V']:.4g}"] for name, by_modality in losses.items())
+    return aligned([["alignment loss", "words", "regions"], *rows])

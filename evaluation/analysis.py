@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from evaluation.recall import CUTOFFS, UNRANKED, Ranks
+from evaluation.tables import aligned
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -58,13 +59,10 @@ class Bootstrap:
             medians[resample] = ordered[np.searchsorted(reached, middle, side="right")].mean()
         return medians
 
-    def mean_interval(self, values: np.ndarray, cluster_of: np.ndarray) -> list[float] | None:
-        """Return the 95 % interval [low, high] of the mean; None if fewer than two clusters have observations."""
-        return interval(self.means(values, cluster_of)) if len(np.unique(cluster_of)) > 1 else None
-
-    def median_interval(self, values: np.ndarray, cluster_of: np.ndarray) -> list[float] | None:
-        """Return the interval of the median; see ``mean_interval``."""
-        return interval(self.medians(values, cluster_of)) if len(np.unique(cluster_of)) > 1 else None
+    def interval(self, values: np.ndarray, cluster_of: np.ndarray, median: bool = False) -> list[float] | None:
+        """Return the 95 % interval [low, high] of the mean or median; None if fewer than two clusters have observations."""
+        statistic = self.medians if median else self.means
+        return interval(statistic(values, cluster_of)) if len(np.unique(cluster_of)) > 1 else None
 
     def estimates(self, columns: Mapping[str, np.ndarray], cluster_of: np.ndarray) -> dict[str, Any]:
         """Return the mean of each column (N,) without its NaN, None if it has no values, and ``interval_95`` by column."""
@@ -73,7 +71,7 @@ class Bootstrap:
         for name, column in columns.items():
             known = ~np.isnan(column)
             means[name] = float(column[known].mean()) if known.any() else None
-            intervals[name] = self.mean_interval(column[known], cluster_of[known])
+            intervals[name] = self.interval(column[known], cluster_of[known])
         return {**means, "interval_95": intervals}
 
 
@@ -123,10 +121,10 @@ def analyse(ranks: Ranks, image_of: np.ndarray, text_lengths: np.ndarray, region
         values[f"{direction}_median_rank"] = _finite(float(np.median(from_1)))
         values[f"{direction}_mean_reciprocal_rank"] = float((1 / from_1).mean())
         for name, hits in (queries.hits() | {f"{direction}_r_mean": queries.mean_hits()}).items():
-            intervals[name] = bootstrap.mean_interval(hits, images)
-        medians = bootstrap.median_interval(from_1, images)
+            intervals[name] = bootstrap.interval(hits, images)
+        medians = bootstrap.interval(from_1, images, median=True)
         intervals[f"{direction}_median_rank"] = medians and [_finite(bound) for bound in medians]
-        intervals[f"{direction}_mean_reciprocal_rank"] = bootstrap.mean_interval(1 / from_1, images)
+        intervals[f"{direction}_mean_reciprocal_rank"] = bootstrap.interval(1 / from_1, images)
     means = np.mean([bootstrap.means(queries.mean_hits(), queries.cluster_of) for queries in both], axis=0)
     intervals["r_mean"] = interval(means) if len(described) > 1 else None
     of_queries = [(text_retrieval, regions[described]), (image_retrieval, regions[image_of])]
@@ -166,11 +164,11 @@ def summary_table(analysis: Mapping[str, Any]) -> str:
     columns = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "r_mean": "mean", "median_rank": "median rank"}
     columns["mean_reciprocal_rank"] = "MRR"
     intervals = analysis["interval_95"]
-    lines = [f"{'95 % interval':16}" + "".join(f"{title:>15}" for title in columns.values())]
+    rows = [["95 % interval", *columns.values()]]
     for direction, title in (("txt", "text retrieval"), ("img", "image retrieval")):
-        cells = (_range(name, intervals[f"{direction}_{name}"]) for name in columns)
-        lines.append(f"{title:16}" + "".join(f"{cell:>15}" for cell in cells))
-    lines.append(f"{'both':16}{_range('r_mean', intervals['r_mean']):>60}")
+        rows.append([title, *(_range(name, intervals[f"{direction}_{name}"]) for name in columns)])
+    rows.append(["both", *(_range(name, intervals[name]) if name == "r_mean" else "" for name in columns)])
+    lines = [aligned(rows)]
     for title, key, name in (
         ("image R@1 by word pieces", "by_word_pieces", "img_r1"),
         ("text R@1 by regions", "by_regions", "txt_r1"),

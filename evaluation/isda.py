@@ -24,6 +24,7 @@ from data.text_db import Text
 from data.tokenizer import WordPieceTokenizer
 from evaluation.analysis import Bootstrap
 from evaluation.retriever import Retriever
+from evaluation.tables import aligned, fixed
 from model.iais import MODALITIES, REGULARISERS, Blocks, PairAttention, symmetric_kl
 from utils.errors import InputError
 from utils.files import short_repr
@@ -249,12 +250,12 @@ def table(results: Mapping[str, Any]) -> str:
     """Format the means and intervals of head-averaged attention, one line per layer, and of uniform attention."""
     even = results["even_attention"]
     names = list(even["interval_95"])
-    lines = ["layer" + "".join(f"{name:>28}" for name in names)]
+    rows = [["layer", *names]]
     for title, entry in [*((entry["layer"], entry) for entry in results["layers"]), ("even", even)]:
         cells = []
         for name in names:
             mean, bounds = entry[name], entry["interval_95"][name]
-            span = f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
-            cells.append(("–" if mean is None else f"{mean:.4f}") + span)
-        lines.append(f"{title:>5}" + "".join(f"{cell:>28}" for cell in cells))
-    return "\n".join(lines)
+            span = f" [{fixed(bounds[0], 4)}, {fixed(bounds[1], 4)}]" if bounds else ""
+            cells.append(("–" if mean is None else fixed(mean, 4)) + span)
+        rows.append([str(title), *cells])
+    return aligned(rows)

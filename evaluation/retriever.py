@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +33,8 @@ from model.iais import PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.errors import InputError
-from utils.files import sha256
-from utils.precision import Precision, choose_device, choose_precision
-from utils.provenance import provenance
+from utils.files import short_repr
+from utils.precision import DTYPES, Precision, choose_device, choose_precision
 
 PAIRS_PER_BATCH = 1024  # with up to as many images, which are on the device together
 IMAGES_PER_BLOCK = 256  # of a database, read and scored together
@@ -87,12 +87,12 @@ class Attention(NamedTuple):
 
         Raises ``InputError`` for a layer that is not in ``maps``, or a head that does not exist.
         """
-        layer = max(self.maps) if layer == -1 else layer
-        if layer not in self.maps:
-            raise InputError(f"layer {layer}: attention was not requested, expected one of {sorted(self.maps)}")
+        known = sorted(self.maps)
+        _require(_are([layer], Integral) and layer in (-1, *known), "layer", layer, f"one of those requested, {known}, or -1")
+        layer = known[-1] if layer == -1 else layer
         scores = self.maps[layer]
-        if head is not None and not 0 <= head < len(scores):
-            raise InputError(f"head {head}: expected 0 to {len(scores) - 1}")
+        is_head = head is None or (_are([head], Integral) and 0 <= head < len(scores))
+        _require(is_head, "head", head, f"0 to {len(scores) - 1}, or None")
         return PairAttention.of_map(scores if head is None else scores[head, None], len(self.pieces) + 2, layer)
 
 
@@ -108,6 +108,9 @@ class Retriever:
     """
 
     def __init__(self, model: RetrievalModel, tokenizer: WordPieceTokenizer, compute: ComputeSettings) -> None:
+        _require(isinstance(model, RetrievalModel), "model", model, "a RetrievalModel")
+        _require(isinstance(tokenizer, WordPieceTokenizer), "tokenizer", tokenizer, "a WordPieceTokenizer")
+        _require(isinstance(compute, ComputeSettings), "compute", compute, "ComputeSettings")
         size, expected = len(tokenizer.pieces), model.config.vocab_size
         if size > expected:
             raise InputError(
@@ -134,10 +137,14 @@ class Retriever:
     ) -> Retriever:
         """Load a model as ``inf_itm.py`` does, with its options; ``vocab`` is a ``vocab.txt``, by default of bert-base-cased.
 
-        Raises:
-            InputError: a file is missing, damaged, or does not fit the others; the checkpoint has no ranking head; or the
-                device or precision is not available.
+        Raises ``InputError`` if a file is missing, damaged, or does not fit the others, the checkpoint has no ranking head, or
+        the device or precision is not available.
         """
+        for name, path in (("checkpoint", checkpoint), ("model_config", model_config), ("vocab", vocab or "")):
+            _require(isinstance(path, str | Path), name, path, "the path of a file")
+        _require(isinstance(device, str), "device", device, "auto, cpu, cuda, cuda:N or mps")
+        _require(precision in (None, "auto", *DTYPES), "precision", precision, f"auto, {', '.join(DTYPES)} or None")
+        _require(_are([batch_size], Integral) and batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
         where = choose_device(device)
         how = Precision(choose_precision(precision, False, where), where)
         tokenizer = load_tokenizer(vocab)
@@ -152,18 +159,6 @@ class Retriever:
         given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
         return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
 
-    def provenance(self, options: RetrieverOptions, image_db: ImageDatabase) -> dict[str, Any]:
-        """Return what results of this model on ``image_db`` depend on, to be saved with them."""
-        return {
-            "options": asdict(options),
-            "device": str(self.compute.precision.device),
-            "precision": self.compute.precision.name,
-            "vocabulary": self.tokenizer.name,
-            "checkpoint_sha256": sha256(options.checkpoint),
-            "image_db": image_db.describe(),
-            **provenance(),
-        }
-
     def check_vocabulary(self, text_db: TextDatabase) -> None:
         """Raise ``InputError`` if ``text_db`` was made with another vocabulary."""
         check_vocabularies({f"vocabulary {self.tokenizer.name}": self.tokenizer.meta(), text_db.path: text_db.meta})
@@ -175,6 +170,7 @@ class Retriever:
 
     def score(self, texts: Sequence[str | Text], images: Sequence[Image]) -> np.ndarray:
         """Return raw scores of every text with every image: (T, I) float32. Raises ``InputError`` as ``score_pairs`` does."""
+        _require_inputs(texts, images)
         pairs = np.indices((len(texts), len(images))).reshape(2, -1).T
         return self.score_pairs(texts, images, pairs).reshape(len(texts), len(images))
 
@@ -182,11 +178,18 @@ class Retriever:
     def score_pairs(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: ArrayLike) -> np.ndarray:
         """Return raw scores of ``pairs`` (P, 2), indices into ``texts`` and ``images``: (P,) float32.
 
-        Raises:
-            InputError: a text is empty, too long or has ids outside the vocabulary, an image has features of another width than
-                the model's, or a score is not finite.
+        Raises ``InputError`` if a text is empty, too long or has ids outside the vocabulary, an image has features of another
+        width than the model's, or a score is not finite.
         """
-        batch = self._batch(texts, images, pairs)
+        _require_inputs(texts, images)
+        try:
+            indices = np.asarray(pairs) if len(pairs) else np.empty((0, 2), int)  # type: ignore[arg-type]
+            is_table = indices.dtype.kind in "iu" and indices.shape[1:] == (2,)
+        except (TypeError, ValueError):
+            is_table = False
+        inside = is_table and bool(((indices >= 0) & (indices < (len(texts), len(images)))).all())
+        _require(inside, "pairs", pairs, f"(text, image) indices, less than {len(texts)} and {len(images)}")
+        batch = self._batch(texts, images, indices)
         scores = np.empty(len(batch.pairs), np.float32)
         by_image = batch.pairs[:, 1].argsort(stable=True)  # few images per batch
         for first in range(0, len(scores), PAIRS_PER_BATCH):
@@ -201,15 +204,17 @@ class Retriever:
 
         Reads the database in blocks; memory holds one block and all names and scores. Raises ``InputError`` as ``rank_each``.
         """
-        return self.rank_each([text], image_db, top)[0]
+        return self.rank_each([self._text(text)], image_db, top)[0]
 
     def rank_each(self, texts: Sequence[str | Text], image_db: ImageDatabase, top: int | None = None) -> list[list[Ranked]]:
         """``rank`` for several texts, reading the database once.
 
         Raises ``InputError`` as ``score_pairs`` does, for a damaged record, an empty database, and if ``top`` is less than 1.
         """
-        if top is not None and top < 1:
-            raise InputError(f"top is {top}, expected at least 1")
+        _require_inputs(texts, ())
+        _require(isinstance(image_db, ImageDatabase), "image_db", image_db, "an ImageDatabase")
+        is_count = top is None or (_are([top], Integral) and top >= 1)
+        _require(is_count, "top", top, "an integer of at least 1, or None for all images")
         names = image_db.names()
         if not names:
             raise InputError(f"{image_db.path}: empty image database, expected at least one image to rank")
@@ -230,24 +235,25 @@ class Retriever:
         """
         count = self.config.num_hidden_layers
         layers = range(count) if layers is None else layers
-        for layer in layers:
-            if not 0 <= layer < count:
-                raise InputError(f"layer {layer}: expected 0 to {count - 1}")
+        are_layers = _are(layers, Integral) and len(layers) > 0 and 0 <= min(layers) <= max(layers) < count
+        _require(are_layers, "layers", layers, f"some of 0 to {count - 1}, or None for all")
         text = self._text(text)
-        batch = self._batch([text], [image], [(0, 0)])
+        _require_inputs([text], [image])
+        batch = self._batch([text], [image], np.zeros((1, 2)))
         scored = self.model(batch.to(self.compute.precision.device), self.compute, MapRequest([0], layers))
         score = float(finite_scores(scored.scores, batch)[0])
         maps = {layer: scored.maps[layer][0].cpu() for layer in layers}
         return Attention(score, self.tokenizer.tokens(text.input_ids.tolist()), image, maps)
 
-    def _batch(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: ArrayLike) -> PairBatch:
+    def _batch(self, texts: Sequence[str | Text], images: Sequence[Image], pairs: np.ndarray) -> PairBatch:
         cls_id, sep_id = (self.tokenizer.ids[name] for name in ("[CLS]", "[SEP]"))
-        asked = torch.from_numpy(np.asarray(pairs, np.int64).reshape(-1, 2))
+        asked = torch.from_numpy(pairs.astype(np.int64))
         records = [self._text(text) for text in texts]
         return collate(records, images, asked, cls_id=cls_id, sep_id=sep_id, limits=self.config.input_limits)
 
     def _text(self, text: str | Text) -> Text:
         """Return a caption as a record, with its beginning as the id."""
+        _require(isinstance(text, str | Text), "text", text, "a caption or a record of a text database")
         if isinstance(text, str):
             name = text if len(text) <= 60 else f"{text[:59]}…"
             try:
@@ -255,11 +261,34 @@ class Retriever:
             except UnicodeEncodeError as error:
                 raise InputError(f"text {name!r} is not Unicode ({error.reason}), expected a caption in UTF-8") from error
             text = Text(name, np.array(self.tokenizer.encode(text), np.int64), "", {})
-        if not len(text.input_ids):
+        ids, size = np.asarray(text.input_ids), len(self.tokenizer.pieces)
+        if not ids.size:
             raise InputError(f"text {text.id!r} has no word pieces, expected a caption")
-        if (largest := text.input_ids.max()) >= (size := len(self.tokenizer.pieces)):
-            raise InputError(
-                f"text {text.id!r} has word-piece id {largest}, the vocabulary {self.tokenizer.name} has {size}; expected a "
-                "text database made with this vocabulary"
-            )
+        _require(ids.ndim == 1 and ids.dtype.kind in "iu", f"input_ids of text {text.id!r}", ids, "a vector of integers")
+        for extreme in (ids.max(), ids.min()):
+            if not 0 <= extreme < size:
+                known = f"the vocabulary {self.tokenizer.name} has {size}; expected a text database made with this vocabulary"
+                raise InputError(f"text {text.id!r} has word-piece id {extreme}, {known}")
         return text
+
+
+def _require(holds: bool, argument: str, value: object, expected: str) -> None:
+    """Raise ``InputError`` for the value of an argument unless ``holds``."""
+    if not holds:
+        raise InputError(f"{argument} is {' '.join(short_repr(value).split())}, expected {expected}")
+
+
+def _are(values: object, kind: type | UnionType) -> bool:
+    """Return whether this is a sequence of values of a kind; a string is none of captions, and a bool no number."""
+    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
+        return False
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
+def _require_inputs(texts: Sequence[str | Text], images: Sequence[Image]) -> None:
+    _require(_are(texts, str | Text), "texts", texts, "a list of captions or of records of a text database")
+    _require(_are(images, Image), "images", images, "a list of images of an ImageDatabase")
+    for image in images:
+        shapes = np.shape(image.features), np.shape(image.boxes)
+        fits = len(shapes[0]) == 2 and shapes[1] == (shapes[0][0], 7)
+        _require(fits, f"shape of features and boxes of image {image.name!r}", shapes, "(K, D) and (K, 7)")

@@ -26,6 +26,7 @@ from data.datasets import BlockDataset
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation.candidates import Candidates
+from evaluation.results import check_origin
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import Embedded
 from utils.distributed import ProcessGroup
@@ -75,9 +76,7 @@ def score_matrix(
         into: on rank 0, ``partial_scores`` of the same candidates; only blocks with NaN are computed.
         cache_bytes: size of the embedded images held on the device; larger splits are processed in parts.
 
-    Raises:
-        InputError: a record cannot be read, a score is not finite, or the disk has no room for the scores.
-        RankLost: another rank has died.
+    Raises ``InputError`` if a record cannot be read, a score is not finite, or the disk has no room; ``RankLost``.
     """
     model.eval()
     blocks = BlockDataset(split, "texts", TEXTS_PER_BLOCK)
@@ -216,22 +215,12 @@ def partial_scores(
     NaN if not scored yet, -inf for pairs that are not candidates. If the block fails, the matrix and its origin are kept in
     ``scores.partial.npy`` and ``scores.partial.json``; if it succeeds, or nothing has been scored, they are removed.
 
-    Args:
-        origin: what the scores depend on, by names for error messages; must be the same to resume.
-
-    Raises:
-        InputError: the matrix there has another origin or is damaged, or the disk has no room for a new one.
+    Raises ``InputError`` if the matrix there is damaged or has another ``origin`` (``check_origin``), or the disk has no room.
     """
     remove_leftovers(folder, "scores.")
     matrix, note = folder / "scores.partial.npy", folder / "scores.partial.json"
     if done := _fraction_done(matrix) if note.exists() else 0.0:
-        noted = read_json(note)
-        other = [name for name in origin if not isinstance(noted, dict) or noted.get(name) != origin[name]]
-        if other:
-            raise InputError(
-                f"{matrix}: belongs to an evaluation with another {', '.join(other)}; use the same to resume it, or remove "
-                "scores.partial.* to start over"
-            )
+        check_origin(matrix, read_json(note), origin, "use the same to resume it, or remove scores.partial.* to start over")
         LOGGER.info("resuming %s, %.1f %% done", matrix, 100 * done)
     else:
         with atomic_file(matrix) as file:
@@ -245,8 +234,13 @@ def partial_scores(
         finished = True
     finally:
         if finished or not any(np.isfinite(row).any() for row in scores):
-            note.unlink(missing_ok=True)
-            matrix.unlink(missing_ok=True)
+            remove_partial_scores(folder)
+
+
+def remove_partial_scores(folder: Path) -> None:
+    """Remove what an unfinished evaluation left in ``folder``, if anything."""
+    for suffix in ("json", "npy"):
+        (folder / f"scores.partial.{suffix}").unlink(missing_ok=True)
 
 
 def _fraction_done(matrix: Path) -> float:

@@ -22,6 +22,7 @@ from data.picture_names import feature_name
 from evaluation.analysis import Bootstrap
 from evaluation.candidates import read_jsonl
 from evaluation.retriever import Retriever
+from evaluation.tables import aligned
 from utils.errors import InputError
 from utils.files import atomic_file
 from utils.logging import progress_bar
@@ -194,14 +195,13 @@ def table(results: Mapping[str, Any]) -> str:
     intervals = [results["interval_95"][score] for score in CHANCE]
     groups = [(f"{kind} {tag}", values) for kind in TAGS[1:] for tag, values in results["by_tag"][kind].items()]
     rows = [
-        ("", "examples", list(CHANCE)),
-        ("all", f"{results['counts']['examples']:,}", percent(results)),
-        ("95 % interval", "", [f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f}" if ends else "–" for ends in intervals]),
-        ("chance", "", percent(CHANCE)),
-        *((name, f"{values['examples']:,}", percent(values)) for name, values in groups),
+        ["", "examples", *CHANCE],
+        ["all", f"{results['counts']['examples']:,}", *percent(results)],
+        ["95 % interval", "", *(f"{100 * ends[0]:.2f} – {100 * ends[1]:.2f}" if ends else "–" for ends in intervals)],
+        ["chance", "", *percent(CHANCE)],
+        *([name, f"{values['examples']:,}", *percent(values)] for name, values in groups),
     ]
-    width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"{name:{width}}{count:>10}" + "".join(f"{cell:>16}" for cell in cells) for name, count, cells in rows)
+    return aligned(rows)
 
 
 def save_scores(path: Path, examples: Sequence[Example], scores: np.ndarray) -> None:

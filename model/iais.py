@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from utils.errors import InputError
+
 Modality = Literal["L", "V"]
 MODALITIES: tuple[Modality, Modality] = ("L", "V")
 
@@ -87,8 +89,15 @@ class Regulariser:
     alignment: bool
 
     def __call__(self, pair: PairAttention, modality: Modality) -> Tensor:
-        """The loss (), with ``modality`` as the one to align."""
-        return self.function(pair.seen_from(modality))
+        """The loss (), with ``modality`` as the one to align. Raises ``InputError`` if the function returns anything else."""
+        pair = pair.seen_from(modality)
+        loss: object = self.function(pair)
+        trains = pair.scores.intra.requires_grad
+        if isinstance(loss, Tensor) and loss.shape == () and loss.is_floating_point() and loss.requires_grad >= trains:
+            return loss
+        given = f"{loss.dtype}{[*loss.shape]}, requires_grad {loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
+        expected = f"a floating-point tensor of shape [], requires_grad {trains}, computed from the attention"
+        raise InputError(f"regulariser {self.name} in {self.function.__module__} returned {given}; expected {expected}")
 
 
 REGULARISERS: dict[str, Regulariser] = {}

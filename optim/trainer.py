@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data.batch import AnchorBatch
 from model.cpu import recompute_in_backward
+from model.iais import REGULARISERS, PairAttention
 from model.objective import LossTerms, Objective
 from model.retrieval import ComputeSettings, RetrievalModel
 from optim.optimizer import FlatGradient, build_optimizer, iais_weight, learning_rate
@@ -52,8 +53,8 @@ class Trainer:
         state_is_consistent: whether ``state()`` can be saved; false after an exception in the middle of a step.
 
     Raises:
-        InputError: ``iais_layers`` names a layer that the encoder does not have, or ``effective_batch`` is not a multiple of
-            the number of ranks.
+        InputError: ``iais_layers`` names a layer that the encoder does not have, ``effective_batch`` is not a multiple of
+            the number of ranks, or the regulariser does not return a loss.
     """
 
     def __init__(self, model: RetrievalModel, options: TrainOptions, compute: ComputeSettings, group: ProcessGroup) -> None:
@@ -67,6 +68,9 @@ class Trainer:
             layers=model.config.layer_numbers(options.iais_layers, "iais_layers"),
             modality=options.iais_modality,
         )
+        if options.IAIS:  # tried before the first update, which comes after minutes
+            attention = torch.zeros(model.config.num_attention_heads, 29, 29, requires_grad=True)
+            REGULARISERS[options.IAIS](PairAttention.of_map(attention, text_length=14), "L")
         self.optimizer = build_optimizer(model, options.optim, options.betas, options.weight_decay)
         self.gradient = FlatGradient(model.parameters())
         if not compute.checkpointing:
@@ -150,7 +154,7 @@ class Trainer:
 
     def _refuse(self, traces: list[_Trace], when: str, norm: float) -> None:
         with self.group.raise_on_all_ranks():
-            message = next((message for trace in traces if (message := trace.first_non_finite())), None)
+            message = next((message for trace in traces if (message := trace.first_non_finite(self.options.IAIS))), None)
             if message:
                 raise InputError(f"{when}: {message}; lower learning_rate, or check these records with scripts/inspect_db.py")
         with self.group.raise_on_all_ranks():
@@ -173,7 +177,7 @@ class _Trace(NamedTuple):
         names = anchors.batch.text_ids, anchors.batch.image_names
         return cls(anchors.anchor, *names, loss.pairs, loss.hinge.detach(), loss.alignment.detach(), gradient.finite_mark())
 
-    def first_non_finite(self) -> str | None:
+    def first_non_finite(self, regulariser: str | None) -> str | None:
         """Describe the first number of this half that is not finite; None if all are."""
         for group, pairs in enumerate(self.pairs):
             bad = self.hinge[group].isfinite().logical_not().cpu()
@@ -181,7 +185,7 @@ class _Trace(NamedTuple):
                 pair = pairs[0] if bool(bad.all()) else pairs[1 + int(bad.nonzero()[0])]
                 return f"the score of {self._names(pair)} is not finite"
             if not bool(self.alignment[group].isfinite()):
-                return f"the alignment loss of {self._names(pairs[0])} is not finite"
+                return f"the alignment loss {regulariser} of {self._names(pairs[0])} is not finite"
         if not bool(self.gradient.isfinite()):
             positives = ", ".join(self._names(pairs[0]) for pairs in self.pairs[:8])
             return f"the gradient of the {self.anchor}-anchored half of {positives} is not finite, although its loss is"

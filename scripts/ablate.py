@@ -24,7 +24,7 @@ from evaluation.plots.curves import ablation_figure
 from evaluation.plots.style import save_figure
 from optim.options import TrainOptions
 from utils.errors import InputError, counted, one_line_errors
-from utils.files import atomic_file, make_folder, save_json
+from utils.files import atomic_file, exclusive_folder, save_json
 from utils.options import read_json_as
 from utils.parallel import cores
 from utils.signals import StopSignal
@@ -43,20 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: expected at least 1")
     grid = read_json_as(Grid, options.grid)
-    output: Path = options.output
-    runs = planned(grid, options.grid, output, TrainOptions)
-    make_folder(output)
-    to_do = [run for run in runs if not is_done(run, grid)]
-    print(f"{counted(len(runs), 'run')}, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
+    runs = planned(grid, options.grid, options.output, TrainOptions)
     failures: dict[Run, str] = {}
     started = time.perf_counter()
-    with StopSignal(), closing(run_all(to_do, grid, output, options.jobs)) as results:
-        for number, (run, error) in enumerate(results, start=1):
-            if error:
-                failures[run] = error
-            outcome = f"failed: {error}" if error else f"done, mean recall {100 * metrics_of(run, grid)['r_mean']:.2f} %"
-            print(f"{time.perf_counter() - started:6.0f} s  {number}/{len(to_do)}  {run}: {outcome}", flush=True)
-    write(runs, {run: metrics_of(run, grid) for run in runs if run not in failures}, failures, output)
+    with exclusive_folder(options.output) as output:
+        to_do = [run for run in runs if not is_done(run, grid)]
+        print(f"{counted(len(runs), 'run')}, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
+        with StopSignal(), closing(run_all(to_do, grid, output, options.jobs)) as results:
+            for number, (run, error) in enumerate(results, start=1):
+                if error:
+                    failures[run] = error
+                outcome = f"failed: {error}" if error else f"done, mean recall {100 * metrics_of(run, grid)['r_mean']:.2f} %"
+                print(f"{time.perf_counter() - started:6.0f} s  {number}/{len(to_do)}  {run}: {outcome}", flush=True)
+        write(runs, {run: metrics_of(run, grid) for run in runs if run not in failures}, failures, output)
     if failures:
         sys.exit(1)
 

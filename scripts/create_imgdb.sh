@@ -9,7 +9,7 @@ set -euo pipefail
 scripts=$(dirname "${BASH_SOURCE[0]}")
 
 fail() {
-    echo "create_imgdb: $*" >&2
+    echo "create_imgdb: $*" >&2 || :
     exit 2
 }
 

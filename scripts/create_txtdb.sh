@@ -7,10 +7,11 @@
 # TXT_DB/itm_coco_{train,restval,val,test}.db; databases that exist are left as they are.
 
 set -euo pipefail
+{ : 3>&1; } 2>/dev/null || exec >/dev/null # a closed standard output is no error
 scripts=$(dirname "${BASH_SOURCE[0]}")
 
 fail() {
-    echo "create_txtdb: $*" >&2
+    echo "create_txtdb: $*" >&2 || :
     exit 2
 }
 
@@ -20,7 +21,7 @@ create() { # create the databases of dataset $1 for splits $2...
     for split in "${@:2}"; do
         output=$txt_db/itm_${name}_$split.db
         if [[ -e $output ]]; then
-            echo "$output: exists already"
+            echo "$output: exists already" || exit 2
         else
             bash "$scripts/python.sh" "$scripts/create_txtdb.py" --annotations "$ann_dir/dataset_$name.json" --split "$split" \
                 --output "$output" ${options[@]+"${options[@]}"}

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.scenes.demo import run_demo
 from utils.errors import one_line_errors
+from utils.files import exclusive_folder
 from utils.provenance import ROOT
 
 
@@ -31,7 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
-    run_demo(options.seed)
+    with exclusive_folder("demo"):
+        run_demo(options.seed)
 
 
 if __name__ == "__main__":

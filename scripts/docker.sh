@@ -3,7 +3,7 @@
 
 # shellcheck disable=SC2154
 fail() {
-    echo "$program: $*" >&2
+    echo "$program: $*" >&2 || :
     exit 2
 }
 

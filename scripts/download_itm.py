@@ -9,23 +9,15 @@ resumes an interrupted download.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.sources.download import DATASETS, ORIGINAL, download
 from utils.errors import one_line_errors
 from utils.signals import StopSignal
-
-
-def mirror_url(text: str) -> str:
-    """Check the address of a web server."""
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable() or " " in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address that begins with http:// or https://")
-    return text.rstrip("/")
 
 
 @one_line_errors
@@ -38,15 +30,17 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("storage", type=Path, metavar="STORAGE", help="folder for img_db/, txt_db/, pretrained/ and finetune/")
     parser.add_argument("dataset", nargs="?", choices=DATASETS, default="all", help="flickr, coco or all (default: all)")
-    parser.add_argument("--mirror", type=mirror_url, metavar="URL", help=f"URL above img_db/ and the others ({ORIGINAL})")
+    parser.add_argument("--mirror", metavar="URL", help=f"URL above img_db/ and the others ({ORIGINAL})")
     parser.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="folder of files to use before the mirror's")
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="files at a time (default: %(default)s)")
     options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs}: expected at least 1")
-    mirror = options.mirror or (None if options.folder else ORIGINAL)
+    if options.mirror and not re.fullmatch(r"https?://[^/\s]\S*", options.mirror):
+        parser.error(f"--mirror {options.mirror!r}: expected an address that begins with http:// or https://")
+    mirror = options.mirror or ("" if options.folder else ORIGINAL)
     with StopSignal():
-        download(options.storage, DATASETS[options.dataset], mirror, options.folder, options.jobs)
+        download(options.storage, DATASETS[options.dataset], mirror.rstrip("/"), options.folder, options.jobs)
 
 
 if __name__ == "__main__":

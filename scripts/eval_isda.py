@@ -27,9 +27,10 @@ from evaluation.isda import annotated_pairs, matched_pairs, measure, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.plots.curves import isda_figure
 from evaluation.plots.style import save_figure
+from evaluation.results import made_with
 from evaluation.retriever import Retriever
 from utils.errors import InputError, one_line_errors
-from utils.files import output_folder, save_json
+from utils.files import exclusive_folder, save_json
 from utils.logging import log_to_screen
 from utils.options import option, parse_options, require
 
@@ -75,11 +76,11 @@ def main(argv: Sequence[str]) -> None:
             split = RetrievalSplit(options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=compressed)
             image_db, pairs = stack.enter_context(split).image_db, matched_pairs(split)
             retriever.check_vocabulary(split.text_db)
-        output = stack.enter_context(output_folder(options.output_dir))
+        output = stack.enter_context(exclusive_folder(options.output_dir, "isda.json"))
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts
         results["seconds"] = time.perf_counter() - started
-        results["provenance"] = retriever.provenance(options, image_db)
+        results["provenance"] = made_with(options, retriever.compute.precision, image_db, vocabulary=retriever.tokenizer.name)
         save_json(output / "isda.json", results)
         save_figure(isda_figure(results), output / f"isda.{options.plot}")
     print(table(results))

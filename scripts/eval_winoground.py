@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.image_db import ImageDatabase
 from evaluation import winoground
 from evaluation.options import FROM_TRAINING, RetrieverOptions
+from evaluation.results import made_with
 from evaluation.retriever import Retriever
 from utils.errors import one_line_errors
-from utils.files import output_folder, save_json, sha256
+from utils.files import exclusive_folder, save_json, sha256
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options, require
 
@@ -58,13 +59,14 @@ def main(argv: Sequence[str]) -> None:
         record_of = winoground.find_records(path, by_line, image_db)
         retriever = Retriever.from_options(options, options.batch_size)
         winoground.check_captions(path, by_line, retriever)
-        output = stack.enter_context(output_folder(options.output_dir))
+        output = stack.enter_context(exclusive_folder(options.output_dir, "winoground.json"))
         scores = winoground.score_examples(retriever, examples, record_of, image_db)
         winoground.save_scores(output / "scores.jsonl", examples, scores)
+        more = {"examples_sha256": sha256(path), "vocabulary": retriever.tokenizer.name}
         results = {
             **winoground.summary(examples, scores),
             "seconds": time.perf_counter() - started,
-            "provenance": retriever.provenance(options, image_db) | {"examples_sha256": sha256(path)},
+            "provenance": made_with(options, retriever.compute.precision, image_db, **more),
         }
         save_json(output / "winoground.json", results)
     print(winoground.table(results))

@@ -68,6 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.sample is not None and options.sample < 1:
         raise InputError(f"--sample {options.sample}: expected at least 1")
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {options.plot}: expected a file name that ends in .png")
     given = [path for path in (options.database, options.other) if path is not None]
     # The name of an image database's folder has a meaning, and "." has none.
     texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])

@@ -14,7 +14,7 @@ shopt -s nullglob
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly root version=0.28.1 sha256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 
-say() { echo "horovod: $*" >&2; }
+say() { echo "horovod: $*" >&2 || :; }
 fail() { say "${*:2}" && exit "$1"; }
 
 # Print seven fields: torch's version, its CUDA, the C++ standard of its extensions, what else a wheel depends on, the folders of

@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from examples.scenes.captions import CAPTIONS, NUMBERS
-from examples.scenes.dataset import SPLITS, Recipe
-from examples.scenes.files import make_scenes
+from examples.scenes.dataset import SPLITS, Recipe, make_scenes
 from utils.errors import InputError, one_line_errors
 
 

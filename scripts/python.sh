@@ -14,5 +14,5 @@ for candidate in "${candidates[@]}"; do
         exec "$candidate" "$@"
     fi
 done
-echo "error: no Python 3.10 or newer (tried ${candidates[*]}); install one or set PYTHON=<its path>" >&2
+echo "error: no Python 3.10 or newer (tried ${candidates[*]}); install one or set PYTHON=<its path>" >&2 || :
 exit 2

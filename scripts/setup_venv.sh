@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-say() { echo "setup: $*" >&2; }
+say() { echo "setup: $*" >&2 || :; }
 fail() { say "$*" && exit 2; }
 
 # Debian's Python has no ensurepip unless root installs python3-venv. So fetch the wheel of pip that constraints.txt pins: a wheel

@@ -75,7 +75,7 @@ def formatted(default: Any) -> str:
         return "yes" if default else "no"
     if isinstance(default, tuple):
         return " ".join(map(str, default)) or "–"
-    return "–" if default in ("", None) else f"{default:g}" if isinstance(default, float) else str(default)
+    return "none" if default is None else f"{default:g}" if isinstance(default, float) else str(default) or "–"
 
 
 def table(cls: type, names: list[str]) -> str:
@@ -84,7 +84,7 @@ def table(cls: type, names: list[str]) -> str:
         if field.name in names:
             hint = hints[field.name]
             literals = [part for part in (hint, *get_args(hint)) if typing.get_origin(part) is typing.Literal]
-            choices = field.metadata["choices"] or [value for literal in literals for value in get_args(literal)]
+            choices = [value for literal in literals for value in get_args(literal)]  # a registry's may grow
             meaning = ": ".join(filter(None, [field.metadata["help"], " ".join(f"`{value}`" for value in choices)]))
             rows.append(f"| `{field.name}` | {formatted(field.default)} | {meaning} |")
     return "\n".join(rows)
@@ -102,7 +102,8 @@ def options_page() -> str:
 Generated from `optim/options.py` and `evaluation/options.py` by `DOCS_UPDATE=1 python -m pytest tests/test_docs.py`.
 
 Give options on the command line (`--name value`; `--name` or `--no-name` for yes and no) or in the JSON file of `--config`.
-The command line overrides the file. Names must not be abbreviated. "–" stands for none.
+The command line overrides the file; the last of two equal options counts. Names must not be abbreviated.
+`--no-name` also unsets an option whose default is none: `--config log/hps.json --no-IAIS` trains without IAIS.
 
 ## Both programs
 

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from data.boxes import BoxRule
 from data.image_db import ImageDatabase, ImageDatabaseWriter
 from data.text_db import TextDatabase, TextDatabaseWriter
 from model.checkpoint import save_checkpoint
+from model.iais import REGULARISERS, Regulariser
 from model.retrieval import RetrievalModel
 from tests.conftest import BUNDLED, GOLDEN, Golden, relative_error
-from tests.processes import Forked, finish
+from tests.processes import ENVIRONMENT, ROOT, Forked, finish
+from tests.test_layout import PROGRAMS
 from utils.errors import InputError
 
 DATABASES = BUNDLED.text_db, BUNDLED.image_db
@@ -300,7 +304,7 @@ def test_mistakes_with_databases(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
 
     def refused(message: str, **changes: object) -> None:
@@ -311,6 +315,15 @@ def test_mistakes_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     refused("did you mean", lerning_rate=1)
     refused("device 'cuda:77' cannot be used", device="cuda:77")
     refused("fp16 needs a CUDA device", precision="fp16")
+    for wrong, returned in (
+        (lambda intra: intra, "torch.float32[4, 12, 12], requires_grad True"),
+        (lambda intra: intra.argmax(), "torch.int64[]"),
+        (lambda intra: intra.detach().mean(), "torch.float32[], requires_grad False"),
+        (lambda intra: intra.mean().item(), "0.0; expected a floating-point tensor of shape [], requires_grad True"),
+    ):
+        loss = Regulariser("wrong", lambda pair, wrong=wrong: wrong(pair.scores.intra), alignment=False)
+        monkeypatch.setitem(REGULARISERS, "wrong", loss)
+        refused(f"regulariser wrong in tests.test_programs returned {returned}", IAIS="wrong")
     assert not run.exists()
     run.mkdir()
     (run / "notes.txt").write_text("mine")
@@ -353,3 +366,32 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path: Path, monkeypatch: pyt
         save_checkpoint(tmp_path / "model.pt", STATE)
     assert (tmp_path / "model.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def redirected(streams: str, *words: str | Path) -> tuple[int, str]:
+    """The exit code and the errors of a program started with its streams redirected by a shell."""
+    command = ["bash", "-c", f'"$@" {streams}; exit ${{PIPESTATUS[0]}}', "bash", sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("program", ["scripts.make_scenes", *(pytest.param(name, marks=pytest.mark.long) for name in PROGRAMS)])
+def test_help_without_streams(program: str) -> None:
+    """Of every program: the right exit code, at most one line, and never Python's own 120."""
+    nothing = {"<&-": 0, ">&-": 0, "2>&-": 0, "<&- >&- 2>&-": 0, "2>/dev/full": 0, ">/dev/full": 2, "2>&1 | true": 141}
+    for streams, code in nothing.items():
+        found, errors = redirected(streams, program.replace(".", "/") + ".py", "--help")
+        assert (found, errors.count("\n")) == (code, code == 2), streams
+        assert errors.startswith("error: standard output: cannot be written (No space left" if code == 2 else "")
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full", "2>&1 | true"])
+def test_work_without_streams(tmp_path: Path, few_texts: Path, streams: str) -> None:
+    """Processes that the programs start do without them, too, and no file is taken for one of them."""
+    run, databases = tmp_path / "run", (few_texts, BUNDLED.image_db)
+    words = training(*databases, run, "--no-full_val", n_workers=1, inf_minibatch_size=8)
+    assert redirected(streams, "train_itm_hard_negatives.py", *words) == (0, "")
+    assert (run / "log/log.txt").read_text().count(" updates, validation") == 2
+    assert len((run / "log/scalars.jsonl").read_text().splitlines()) == 5
+    code, _ = redirected(streams, "scripts/inspect_db.py", *databases, "--nproc", "2", "--plot", tmp_path / "plot.png")
+    assert code == (1 if "|" not in streams else 141)

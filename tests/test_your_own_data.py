@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from examples.scenes.dataset import Recipe
-from examples.scenes.files import make_scenes
+from examples.scenes.dataset import Recipe, make_scenes
 from model.checkpoint import save_checkpoint
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -43,24 +45,55 @@ def print_error(message: object) -> None:
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
 
 
+class _Output(io.FileIO):
+    """The descriptor of standard output or error. Drop what cannot be written; the first time, ``exits`` ends the program."""
+
+    exits = False
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            exits, self.exits = self.exits, False
+            if exits and error.errno == errno.EPIPE:  # the reader of the output, such as head, has ended
+                sys.exit(128 + signal.SIGPIPE)
+            if exits:
+                print_error(f"standard output: cannot be written ({error.strerror}); free space or redirect it elsewhere")
+                sys.exit(2)
+            return len(data)
+
+
+def _open_standard_streams() -> None:
+    """Open the null device in place of closed streams, whose numbers a result file could take; guard writes to the others."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        stream = getattr(sys, name)
+        if stream is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free one, that of the closed stream
+            os.set_inheritable(number, True)  # or child processes would find it closed
+            setattr(sys, name, open(number, mode))  # noqa: SIM115
+        elif mode == "w" and stream is getattr(sys, f"__{name}__"):  # no test reads it
+            raw, by_line = _Output(number, "w", closefd=False), stream.line_buffering or stream.write_through
+            raw.exits = name == "stdout"
+            # Names may contain what the terminal cannot show.
+            text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=by_line)
+            setattr(sys, name, text)
+
+
 def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate ``main`` of a program to end with one line and an exit code instead of a traceback.
 
     Exit codes: 2 for ``InputError``, 3 for ``RankLost``, 128 plus the signal's number for ``Interrupted`` (143 for SIGTERM),
-    130 for Ctrl-C, 141 if nobody reads the output any more.
+    130 for Ctrl-C, 141 if nobody reads the output any more. An error that cannot be printed is dropped.
     """
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names may contain what the terminal cannot show
+        _open_standard_streams()
         try:
-            main(*args, **kwargs)
-            if sys.stdout is not None:
+            try:
+                main(*args, **kwargs)
+            finally:  # or Python would do it, and exit with 120 if that fails
                 sys.stdout.flush()
-        except BrokenPipeError:  # the reader of the output, such as head, has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
         except (InputError, RankLost) as error:
             print_error(error)
             sys.exit(2 if isinstance(error, InputError) else 3)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
+BUSY = "another run is at work in this folder, expected one at a time; wait for it or choose another folder"
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
@@ -106,6 +107,41 @@ def output_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
+    """``output_folder``, for one process at a time. Raises ``InputError`` also if another is in it, or file ``new`` exists."""
+    with output_folder(path) as folder:
+        name = folder / ".lock"
+        try:
+            file = open(name, "ab")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise InputError(f"{name}: cannot be written ({error.strerror})") from error
+        with file:
+            lock(file, folder)
+            # Whoever held it may have just ended and removed the file, and someone else may have made a new one.
+            if not name.exists() or not os.path.samestat(name.stat(), os.fstat(file.fileno())):
+                raise InputError(f"{folder}: {BUSY}")
+            try:
+                if new and os.path.lexists(folder / new):
+                    raise InputError(f"{folder / new}: already exists; remove it or choose another output_dir")
+                yield folder
+            finally:
+                with suppress(OSError):
+                    name.unlink()
+
+
+def lock(file: IO[Any], folder: Path) -> None:
+    """Lock an open file in ``folder`` for this process alone, not for those that it forks: it ends with it, however that ends.
+
+    Raises ``InputError`` if another process holds it.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        held = error.errno in (errno.EACCES, errno.EAGAIN)
+        raise InputError(f"{folder}: {BUSY if held else f'cannot be locked ({error.strerror}); use another disk'}") from error
+
+
 def new_folder(path: str | Path) -> Path:
     """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and if it exists and is not empty."""
     folder = make_folder(path)
@@ -118,8 +154,7 @@ def new_folder(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Raises:
-        InputError: ``path`` is anything but a file, or the disk refuses.
+    Raises ``InputError`` if ``path`` is anything but a file, or the disk refuses.
     """
     path = Path(path)
     if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
@@ -132,8 +167,6 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except BrokenPipeError:  # of what the block prints, not of the file
-        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
@@ -145,10 +178,8 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Make a hidden folder that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
-    What a killed process left of it is removed first.
-
-    Raises:
-        InputError: ``path`` exists, another process is writing it, or the disk refuses.
+    What a killed process left of it is removed first. Raises ``InputError`` if ``path`` exists, another process is writing it,
+    or the disk refuses.
     """
     path = Path(path)
     if os.path.lexists(path):
@@ -218,7 +249,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal. Raises ``InputError`` if it cannot be read."""
     digest = hashlib.sha256()
     with reading(path) as file:
         while block := file.read(1 << 20):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import atomic_file, read_file
+from utils.files import atomic_file, lock, read_file
 
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 SCALARS = "scalars.jsonl"
@@ -61,11 +60,8 @@ class _LogFile(logging.FileHandler):
 class RunLog:
     """The log folder of a run: ``log.txt``, ``scalars.jsonl`` and TensorBoard's event files. Use it as a context manager.
 
-    Args:
-        updates: done before, in a resumed run; what was recorded after them is dropped.
-
-    Raises:
-        InputError: the disk refuses, here and in ``scalars``; or another process logs there.
+    ``updates`` were done before, in a resumed run; what was recorded after them is dropped. Raises ``InputError`` if the disk
+    refuses, here and in ``scalars``, or another process logs there.
     """
 
     def __init__(self, folder: Path, updates: int = 0) -> None:
@@ -73,12 +69,11 @@ class RunLog:
         with self._disk_errors("log.txt"):
             self.file = _LogFile(folder / "log.txt")
         try:
-            # A lock of this process alone, not of the workers that it forks: it ends with the run, however that ends.
             assert self.file.stream is not None
-            fcntl.lockf(self.file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(self.file.stream, folder.parent)
+        except InputError:
             self.file.close()
-            raise InputError(f"{folder.parent}: another run is at work in this folder, expected one at a time") from error
+            raise
         self.file.setFormatter(FORMAT)
         with self._disk_errors("the scalars"):
             path = folder / SCALARS
@@ -123,8 +118,7 @@ class RunLog:
 def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
     """Return what ``RunLog.scalars`` recorded in ``folder``: by name, the value after each update, in their order.
 
-    Raises:
-        InputError: the folder has no ``scalars.jsonl``, or it cannot be read or is damaged.
+    Raises ``InputError`` if the folder has no ``scalars.jsonl``, or it cannot be read or is damaged.
     """
     path = folder / SCALARS
     if not path.exists():

@@ -44,7 +44,11 @@ def read_json_as(cls: type[Options], path: str | Path) -> Options:
 
 def options_from(cls: type[Options], values: dict[str, Any], source: str) -> Options:
     """Make dataclass ``cls`` from JSON values read from ``source``. Raises ``InputError`` naming the source and the key."""
-    return _build(cls, _checked(cls, values, source), source)
+    values = _checked(cls, values, source)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
 
 
 def parse_options(
@@ -78,7 +82,7 @@ def parse_options(
     for name, keys in inherit.items():
         if path := values.get(name):
             inherited |= _checked(cls, {key: value for key, value in read_object(path).items() if key in keys}, path)
-    return _build(cls, inherited | values, f"{config} and the command line" if config else "command line")
+    return options_from(cls, inherited | values, f"{config} and the command line" if config else "command line")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -99,6 +103,8 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
         if field.metadata["flag_value"] is not None:
             settings |= {"nargs": "?", "const": field.metadata["flag_value"]}
     parser.add_argument(f"--{field.name}", **settings)
+    if type(None) in _alternatives(hint):
+        parser.add_argument(f"--no-{field.name}", action="store_const", const=None, dest=field.name, help=f"unset {field.name}")
 
 
 def _type_hints(cls: type) -> dict[str, Any]:
@@ -137,13 +143,6 @@ def _convert(value: Any, hint: Any, where: str, *, strict: bool) -> Any:
         else:
             expected = str(hint) if "[" in str(hint) else getattr(hint, "__name__", str(hint))
         raise InputError(f"{where}: {json.dumps(value)} given, expected {expected}") from error
-
-
-def _build(cls: type[Options], values: dict[str, Any], source: str) -> Options:
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -97,7 +97,8 @@ class _Worker:
             self._pipe.send(item)
             result, failure = self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise InputError("--nproc: a worker was killed, perhaps because memory ran out; try fewer processes") from error
+            reason = "a worker was killed, perhaps because memory ran out"
+            raise InputError(f"{reason}; try a lower --nproc (--workers of make_scenes.py)") from error
         if failure is not None:
             raise failure
         return result

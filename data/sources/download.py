@@ -21,7 +21,7 @@ from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
 from utils.errors import InputError, print_error
-from utils.files import PARTIAL, atomic_file, atomic_folder, output_folder, sha256, sync_folder
+from utils.files import PARTIAL, atomic_folder, output_folder, remove_leftovers, sha256, sync_folder
 
 ORIGINAL = "https://convaisharables.blob.core.windows.net/uniter"
 _FLICKR = ("img_db/flickr30k.tar", *(f"txt_db/itm_flickr30k_{split}.db.tar" for split in ("train", "val", "test")))
@@ -45,10 +45,10 @@ class CurlError(InputError):
     """``curl`` failed: ``code`` is the HTTP status if the server refused, otherwise the exit code."""
 
     def __init__(self, url: str, code: int, errors: str) -> None:
-        self.reason = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2]) or f"curl ended with code {code}"
-        status = re.search(r"returned error: (\d+)", self.reason)
+        reason = re.sub(r"^curl: \(\d+\) ", "", errors.strip().rpartition("\n")[2]) or f"curl ended with code {code}"
+        status = re.search(r"returned error: (\d+)", reason)
         self.code = int(status[1]) if status else code
-        super().__init__(f"{url}: {self.reason}; {ADVICE}")
+        super().__init__(f"{url}: {reason}; {ADVICE}")
 
 
 class Curl:
@@ -90,14 +90,14 @@ class Curl:
 
     def fetch(self, url: str, final: Path) -> Path:
         """Receive what is missing of a file; return the hidden file beside ``final`` that has it. Raises ``InputError``."""
-        final.parent.mkdir(parents=True, exist_ok=True)
         most = failures = 0
         while True:
             try:
                 size, version = self.describe(url)
                 name = hashlib.sha256(f"{url} {size} {version}".encode()).hexdigest()[:16]
                 partial = final.with_name(f".{final.name}.{name}{PARTIAL}")
-                _discard(final, keep=partial if version else None)
+                if not (version and partial.exists()):
+                    remove_leftovers(final.parent, final.name)
                 if _received(final) != size:
                     resume = ("--continue-at", "-", "--header", f"If-Range: {version}", "--no-buffer")
                     self.run(url, *resume, "--output", partial)
@@ -108,11 +108,11 @@ class Curl:
                 if 400 <= error.code < 500 and error.code not in (408, 416, 429):
                     raise
                 if error.code in NOT_RESUMABLE:
-                    _discard(final)
+                    remove_leftovers(final.parent, final.name)
                 failures = 1 if _received(final) > most else failures + 1
                 most = max(most, _received(final))
                 if failures == TRIES:
-                    raise InputError(f"{url}: {error.reason}, {TRIES} tries in a row; rerun to resume, or {ADVICE}") from error
+                    raise InputError(f"{error}, or rerun to resume ({TRIES} tries in a row failed)") from error
             self._closed.wait(PAUSE * 2 ** (failures - 1))
 
 
@@ -131,7 +131,7 @@ class Entry:
         """Whether a checkpoint is there, or what an archive holds."""
         return self.final.is_file() if self.folder is None else self.folder.is_dir() and any(self.folder.iterdir())
 
-    def find(self, curl: Curl, mirror: str | None, folder: Path | None) -> None:
+    def find(self, curl: Curl, mirror: str, folder: Path | None) -> None:
         """Set source and size. Raises ``InputError`` if no source has the file."""
         places = [self.final, *((folder / self.path, folder / self.final.name) if folder else ())]
         if found := next((place for place in places if place.is_file()), None):
@@ -146,8 +146,20 @@ class Entry:
         self.needed += self.size if self.folder else 0
 
     def fetch(self, curl: Curl) -> Path:
-        """Return a file that has the contents."""
-        return self.source if isinstance(self.source, Path) else curl.fetch(self.source, self.final)
+        """Return a file that has the contents, a hidden one unless it is in the storage already. Raises ``InputError``."""
+        if self.source == self.final:
+            return self.final
+        self.final.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(self.source, str):
+            return curl.fetch(self.source, self.final)
+        remove_leftovers(self.final.parent, self.final.name)
+        copy = self.final.with_name(f".{self.final.name}.copy{PARTIAL}")
+        original = self.source.resolve()  # of a symbolic link what it leads to
+        try:
+            os.link(original, copy)
+        except OSError:
+            curl.run(original.as_uri(), "--output", copy)
+        return copy
 
     def complete(self, fetching: Future[Path], checksums: Mapping[str, str]) -> None:
         """Verify and unpack what was fetched; print a line about it. Raises ``InputError``."""
@@ -155,18 +167,10 @@ class Entry:
         if file != self.final:
             expected = checksums.get(self.path, checksums.get(self.final.name))
             if expected and (actual := sha256(file)) != expected:
-                _discard(self.final)
+                file.unlink()
                 raise InputError(f"{self.source}: its SHA-256 is {actual}, but {CHECKSUMS} says {expected}; rerun or {ADVICE}")
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            if file == self.source:
-                try:
-                    os.link(file.resolve(), self.final)  # of a symbolic link what it leads to
-                except OSError:
-                    with open(file, "rb") as original, atomic_file(self.final) as copy:
-                        shutil.copyfileobj(original, copy, 1 << 20)
-            else:
-                sync_folder(file)
-                os.replace(file, self.final)
+            sync_folder(file)
+            os.replace(file, self.final)
             sync_folder(self.final.parent)
             done.append("fetched")
         if self.folder:
@@ -181,7 +185,7 @@ class Entry:
         print(f"{self.final}: {' and '.join(done)}", flush=True)
 
 
-def download(storage: Path, paths: Sequence[str], mirror: str | None, folder: Path | None, jobs: int) -> None:
+def download(storage: Path, paths: Sequence[str], mirror: str, folder: Path | None, jobs: int) -> None:
     """Complete the files ``paths`` of the published tree in ``storage``, with ``jobs`` downloads at a time.
 
     Files come from ``folder`` if it has them, otherwise from the URL ``mirror``. Prints a line per completed file and an error
@@ -200,16 +204,20 @@ def download(storage: Path, paths: Sequence[str], mirror: str | None, folder: Pa
     with output_folder(storage), _locked(storage) as lock, ThreadPoolExecutor(jobs) as pool, closing(Curl(lock)) as curl:
         for entry in entries:
             if entry.final.is_file():
-                _discard(entry.final)
-        searches = [pool.submit(entry.find, curl, mirror, folder) for entry in missing]
-        found = [entry for entry, search in zip(missing, searches, strict=True) if _succeeds(search.result)]
+                remove_leftovers(entry.final.parent, entry.final.name)
+        searches = {entry: pool.submit(entry.find, curl, mirror, folder) for entry in missing}
+        found = [entry for entry, search in searches.items() if _succeeds(search.result)]
         _check_space(found)
-        local = _checksums(curl, folder) if folder else {}
-        remote = _checksums(curl, mirror) if mirror and any(isinstance(entry.source, str) for entry in found) else {}
-        fetches = {pool.submit(entry.fetch, curl): entry for entry in found}
-        for fetching in _finished(fetches):
-            entry = fetches[fetching]
-            _succeeds(entry.complete, fetching, remote if isinstance(entry.source, str) else local)
+        remote = [entry for entry in found if isinstance(entry.source, str)]
+        local_sums = _checksums(curl, folder) if folder else {}
+        remote_sums = _checksums(curl, mirror) if mirror and remote else {}
+        pending = {pool.submit(entry.fetch, curl): entry for entry in found}
+        while pending:
+            for fetching in wait(pending, timeout=0.25, return_when=FIRST_COMPLETED).done:
+                entry = pending.pop(fetching)
+                _succeeds(entry.complete, fetching, remote_sums if entry in remote else local_sums)
+            if remote and sys.stderr.isatty():
+                _show_progress(remote)
         if incomplete := sum(not entry.is_complete for entry in entries):
             raise InputError(f"{storage}: {incomplete} of {len(entries)} files are missing")
         (storage / "finetune").mkdir(exist_ok=True)
@@ -225,17 +233,11 @@ def _succeeds(work: Callable[..., None], *arguments: object) -> bool:
     return True
 
 
-def _finished(fetches: Mapping[Future[Path], Entry]) -> Iterator[Future[Path]]:
-    """Yield downloads as they end; show their progress on a terminal."""
-    remote = [entry for entry in fetches.values() if isinstance(entry.source, str)]
-    total, pending = sum(entry.size for entry in remote), set(fetches)
-    while pending:
-        done, pending = wait(pending, timeout=0.25, return_when=FIRST_COMPLETED)
-        if remote and sys.stderr.isatty():
-            received = sum(entry.size if entry.final.is_file() else _received(entry.final) for entry in remote)
-            status = f"{received / total:.1%} of {total / 1e9:,.1f} GB"  # so short that any message hides it
-            print(f"{status}\x1b[K", end="\r", file=sys.stderr, flush=True)
-        yield from done
+def _show_progress(entries: Sequence[Entry]) -> None:
+    total = sum(entry.size for entry in entries)
+    received = sum(entry.size if entry.final.is_file() else _received(entry.final) for entry in entries)
+    status = f"{received / total:.1%} of {total / 1e9:,.1f} GB"  # so short that any message hides it
+    print(f"{status}\x1b[K", end="\r", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -246,8 +248,6 @@ def _locked(folder: Path) -> Iterator[int]:
         yield lock
     except BlockingIOError as error:
         raise InputError(f"{folder}: another download, or a curl that it left, is running; wait for it or stop it") from error
-    except BrokenPipeError:  # not of a file, but of what the block prints
-        raise
     except OSError as error:
         raise InputError(f"{error.filename or folder}: {error.strerror}; fix this and rerun, downloads are kept") from error
     finally:
@@ -303,15 +303,8 @@ def unpack(archive: Path, folder: Path) -> None:
             sync_folder(path)
 
 
-def _discard(final: Path, keep: Path | None = None) -> None:
-    for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"):
-        if partial != keep:
-            partial.unlink()
-
-
 def _received(final: Path) -> int:
-    sizes = [0]
-    for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"):
-        with suppress(FileNotFoundError):  # just removed by its thread
-            sizes.append(partial.stat().st_size)
-    return sum(sizes)
+    """Return the bytes received of a file that is not complete."""
+    with suppress(FileNotFoundError):  # just renamed, or removed by its thread
+        return sum(partial.stat().st_size for partial in final.parent.glob(f".{final.name}.*{PARTIAL}"))
+    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class ProgramFailed(Exception):
-    """A program exited with another code than 0; the message ends with the last line that it printed."""
+    """A program exited with another code than 0; the message ends with the reason."""
 
 
 class Programs:
@@ -42,9 +43,7 @@ class Programs:
             code = process.wait()
             self._running.discard(process)
         if code:
-            lines = re.split(r"[\r\n]", log.read_bytes()[begin:].decode(errors="replace"))  # progress bars end in \r
-            last = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-            raise ProgramFailed(f"{program}: {last.strip().removeprefix('error: ')}")
+            raise ProgramFailed(f"{program}: {reason_of(code, log.read_bytes()[begin:].decode(errors='replace'))}")
 
     def stop(self) -> None:
         """Terminate the running programs, of which trainings save first, and wait for them. A second Ctrl-C kills them."""
@@ -59,6 +58,14 @@ class Programs:
             for process in running:
                 process.kill()
             raise
+
+
+def reason_of(code: int, output: str) -> str:
+    """Why a program failed: the signal that killed it, or the last line that it printed, apart from progress bars."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = [line.strip() for line in re.split(r"[\r\n]", output) if not re.search(r"\[\d\d+:\d\d[<,]", line)]
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line), f"exit code {code}")
 
 
 def run_all(runs: Sequence[Run], grid: Grid, output: Path, jobs: int) -> Generator[tuple[Run, str | None], None, None]:

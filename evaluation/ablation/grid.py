@@ -79,10 +79,8 @@ class Run:
 def planned(grid: Grid, path: str | Path, output: Path, options_type: type[MachineOptions]) -> list[Run]:
     """Return all trainings with the options ``options_type`` for the grid in file ``path``: each seed's start, then its runs.
 
-    A run's folder is named after the run and a digest of its options, so that other options get another folder.
-
-    Raises:
-        InputError: a value is impossible, or a run is listed twice.
+    A run's folder is named after the run and a digest of its options, so that other options get another folder. Raises
+    ``InputError`` if a value is impossible, or a run is listed twice.
     """
     points: dict[str, dict[str, Any]] = {}
     for values in grid.grid:

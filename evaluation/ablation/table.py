@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student_t  # type: ignore[import-untyped]
 
 from evaluation.ablation.grid import START, Run
+from evaluation.tables import fixed
 
 LEVEL = 0.95
 RECALLS = {"txt_r1": "TR R@1", "txt_r5": "R@5", "txt_r10": "R@10", "img_r1": "IR R@1", "img_r5": "R@5", "img_r10": "R@10"}
@@ -132,35 +133,35 @@ def as_markdown(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, fail
         ("**95 % interval of the mean** (Student's t)", means, _interval),
         (compared, differences, _with_interval),
     ):
-        parts += [heading, _table(lines, scores, 100, ".2f", cell), _table(lines, alignments, 1, ".4f", cell)]
+        parts += [heading, _table(lines, scores, 100, 2, cell), _table(lines, alignments, 1, 4, cell)]
     if missing := [f"- {run}: {failures.get(run, 'not run')}" for run in runs if run not in metrics]:
         parts += ["**Missing**", "\n".join(missing)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 Lines = Mapping[str, Mapping[str, Estimate]]
-Cell = Callable[[Estimate, int, str], str]
+Cell = Callable[[Estimate, int, int], str]  # estimate, scale, digits
 
 
-def _table(lines: Lines, columns: Mapping[str, str], scale: int, form: str, cell: Cell) -> str:
+def _table(lines: Lines, columns: Mapping[str, str], scale: int, digits: int, cell: Cell) -> str:
     if not (lines and columns):
         return ""
     table = [f"| run | seeds | {' | '.join(columns.values())} |", "| --- " * (len(columns) + 2) + "|"]
     for name, estimates in lines.items():
-        cells = [cell(estimates[key], scale, form) if key in estimates else "–" for key in columns]
+        cells = [cell(estimates[key], scale, digits) if key in estimates else "–" for key in columns]
         count = max((len(value.values) for value in estimates.values()), default=0)
         table.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return "\n".join(table)
 
 
-def _with_deviation(value: Estimate, scale: int, form: str) -> str:
-    return " ± ".join(f"{scale * number:{form}}" for number in (value.mean, value.deviation) if number is not None)
+def _with_deviation(value: Estimate, scale: int, digits: int) -> str:
+    return " ± ".join(fixed(scale * number, digits) for number in (value.mean, value.deviation) if number is not None)
 
 
-def _interval(value: Estimate, scale: int, form: str) -> str:
-    return f"[{', '.join(f'{scale * bound:{form}}' for bound in value.interval)}]" if value.interval else "–"
+def _interval(value: Estimate, scale: int, digits: int, sign: bool = False) -> str:
+    return f"[{', '.join(fixed(scale * bound, digits, sign=sign) for bound in value.interval)}]" if value.interval else "–"
 
 
-def _with_interval(value: Estimate, scale: int, form: str) -> str:
-    bounds = f" {_interval(value, scale, '+' + form)}" if value.interval else ""
-    return f"{scale * value.mean:+{form}}{bounds}" + (" \\*" if value.excludes_zero() else "")
+def _with_interval(value: Estimate, scale: int, digits: int) -> str:
+    bounds = f" {_interval(value, scale, digits, sign=True)}" if value.interval else ""
+    return f"{fixed(scale * value.mean, digits, sign=True)}{bounds}" + (" \\*" if value.excludes_zero() else "")

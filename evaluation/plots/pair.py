@@ -19,10 +19,12 @@ from PIL import Image as Picture
 
 from data.text_db import Text
 from data.tokenizer import joined
+from evaluation.alignment import alignment_table
 from evaluation.plots.regions import ASPECT, TILE, draw_boxes, tiles_of
 from evaluation.plots.style import printable, shorten, style
 from evaluation.retriever import Attention
-from model.iais import MODALITIES, Modality, PairAttention, between_nearest, distributed, distributed_target, nearest, singular
+from evaluation.tables import fixed
+from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention, between_nearest, distributed_target, nearest
 
 NAMES: dict[Modality, str] = {"L": "words", "V": "regions"}
 MAX_WORD = 18  # letters
@@ -101,16 +103,19 @@ def pair_figure(
     caption = textwrap.fill(printable(" ".join(text.split())), int(width * 72 / 13 / _LETTER)) or " "
     caption_height = 0.35 + 0.25 * (1 + caption.count("\n"))
     heads = "heads averaged" if head is None else f"head {head}"
-    heights = [0.6, *(panel.height for panel in panels)]
+    heights = [0.8 + 0.15 * len(REGULARISERS), *(panel.height for panel in panels)]
     with style():
         figure = Figure(figsize=(width, sum(heights) + caption_height), layout="constrained")
         figure.suptitle(caption, fontsize=13, x=0.05 / width, ha="left")
         heading, *parts = figure.subfigures(len(heights), 1, height_ratios=heights)
-        for number, (name, attention) in enumerate(attentions.items()):
+        for number, ((name, attention), pair) in enumerate(zip(attentions.items(), pairs, strict=True)):
             x = number / len(pairs) + 0.05 / width
-            heading.text(x, 0.9, shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
             source = f"layer {max(attention.maps) if layer == -1 else layer}, {heads}"
-            heading.text(x, 0.45, f"score {attention.score:.3f}; attention of {source}", fontsize=9, va="top")
+            heading.text(x, 1 - 0.06 / heights[0], shorten(printable(name), 80), fontsize=11, weight="bold", va="top")
+            below = f"score {fixed(attention.score, 3)}; attention of {source}"
+            heading.text(x, 1 - 0.33 / heights[0], below, fontsize=9, va="top")
+            losses = {key: {side: float(loss(pair, side)) for side in MODALITIES} for key, loss in REGULARISERS.items()}
+            heading.text(x, 1 - 0.55 / heights[0], alignment_table(losses), fontsize=8, va="top", family="monospace")
         for part, panel in zip(parts, panels, strict=True):
             panel.draw(part)
     return figure
@@ -235,7 +240,7 @@ def _block_map(pair: PairAttention, labels: Mapping[Modality, Labels], rows: Mod
 
 
 def _alignment_maps(pair: PairAttention, labels: Mapping[Modality, Labels], modality: Modality) -> list[list[Map]]:
-    """What singular and distributed alignment (Ren et al. 2021, sections 3.1 and 3.2) compare, with their losses.
+    """What singular and distributed alignment (Ren et al. 2021, sections 3.1 and 3.2) compare.
 
     The modality's own attention; the other's between nearest tokens, before the softmax; and the other's via all its tokens.
     """
@@ -245,9 +250,8 @@ def _alignment_maps(pair: PairAttention, labels: Mapping[Modality, Labels], moda
     stand_ins = nearest(blocks).tolist()
     names = [f"{name} {theirs.names[number]}" for name, number in zip(mine.names, stand_ins, strict=True)]
     by_nearest = Labels(names, mine.tiles or [theirs.tiles[number] for number in stand_ins if theirs.tiles])
-    distances = [f"distance {float(loss(pair, modality)):.4f}" for loss in (singular, distributed)]
-    by_one = f"$A_{{{other}{other}}}[i^*, j^*]$  of the nearest {NAMES[other]}, {distances[0]}"
-    by_all = f"$A_{{{modality}{other}}} A_{{{other}{modality}}}$  via all {NAMES[other]}, {distances[1]}"
+    by_one = f"$A_{{{other}{other}}}[i^*, j^*]$  of the nearest {NAMES[other]}"
+    by_all = f"$A_{{{modality}{other}}} A_{{{other}{modality}}}$  via all {NAMES[other]}"
     own = _block_map(pair, labels, modality, modality)
     by_singular = Map("singular", between_nearest(blocks).numpy(), by_one, by_nearest, Labels(names))
     return [[own, by_singular, Map(own.kind, distributed_target(blocks).numpy(), by_all, mine, mine)]]

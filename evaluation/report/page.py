@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from evaluation.recall import CUTOFFS
 from evaluation.report.charts import count_ranks, rank_chart, score_chart
 from evaluation.report.queries import Captions, HardQuery, Pair, displayable, hardest_queries, word_attention
 from evaluation.report.runs import COLUMNS, DIRECTIONS, Direction, Extremes, Run, compare, read_runs
+from evaluation.tables import fixed
+from utils.errors import InputError
 from utils.files import atomic_file, atomic_folder
 
+LOGGER = logging.getLogger(__name__)
 QUERIES = 50
 THUMBNAIL = 400  # pixels per side, at most
 Thumbnail = tuple[str, int, int]  # its path relative to the page, its width and height in pixels
@@ -74,6 +78,7 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
         cutoffs=CUTOFFS,
         rows=compare(runs, text_db.image_of),
         directions=DIRECTIONS,
+        regularisers=list(dict.fromkeys(name for run in runs for name in run.alignment)),
         ranks={key: (counts, rank_chart([run.name for run in runs], counts)) for key, counts in counted.items()},
         scores=[{key: (score_chart(extremes), _summary(extremes)) for key, extremes in run.extremes.items()} for run in runs],
         hard={key: [view.query(key, number, query) for number, query in enumerate(hard[key])] for key in DIRECTIONS},
@@ -81,11 +86,15 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
 
 
 def _save_thumbnails(pictures: Mapping[str, Path], page: Path) -> dict[str, Thumbnail]:
-    """Write small copies of ``pictures`` (image → file) into ``images/`` next to the page."""
+    """Write small copies of ``pictures`` (image → file) into ``images/`` next to the page; warn of those that are damaged."""
     (page / "images").mkdir()
     thumbnails = {}
     for number, (name, path) in enumerate(sorted(pictures.items())):
-        picture = read_picture(path)
+        try:
+            picture = read_picture(path)
+        except InputError as error:
+            LOGGER.warning("%s; the report has a frame with its name instead", error)
+            continue
         picture.thumbnail((THUMBNAIL, THUMBNAIL))
         source = f"images/{number}.jpg"  # the name of an image may be special to a file system or in a URL
         with atomic_file(page / source) as file:
@@ -109,7 +118,8 @@ class _View:
         for index, run in enumerate(self.runs):
             for answer, (text, image) in zip(query.answers[index], query.pairs(direction, index), strict=True):
                 facts = {"run": run.name, "pair": len(pairs), "caption": self.captions[text], **answer._asdict()}
-                pairs.append({**facts, **self.image(image), "attention": self.attention[index].get((text, image))})
+                facts |= {"precisely": _number(answer.score, 3), "attention": self.attention[index].get((text, image))}
+                pairs.append({**facts, **self.image(image)})
         asked = self.image(query.query) if direction == "txt" else {"caption": self.captions[query.query]}
         return {"id": f"{direction}-{number}", "asked": asked, "ranks": query.ranks, "pairs": pairs}
 
@@ -127,10 +137,9 @@ def _summary(extremes: Extremes) -> dict[str, Any]:
 
 def _number(number: float, digits: int) -> str:
     """Format with a true minus sign."""
-    return f"{number:.{digits}f}".replace("-", "−")
+    return fixed(number, digits).replace("-", "−")
 
 
 def _signed(number: float) -> str:
     """Format as percentage points with their sign, which zero has not."""
-    points = round(100 * number, 2)
-    return ("+" if points > 0 else "") + _number(points or 0.0, 2)
+    return fixed(100 * number, 2, sign=True).replace("-", "−")

@@ -19,6 +19,7 @@ from data.text_db import TextDatabase
 from evaluation.analysis import Bootstrap, interval
 from evaluation.options import InferenceOptions
 from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
+from model.iais import Modality
 from utils.errors import InputError
 from utils.files import read_json, reading, short_repr
 
@@ -44,6 +45,7 @@ class Results(msgspec.Struct):
 
     provenance: Provenance
     analysis: Analysis | None = None
+    alignment: dict[str, dict[Modality, float]] = {}  # by regulariser
 
 
 class Extremes(NamedTuple):
@@ -61,6 +63,7 @@ class Run:
     folder: Path
     recalls: dict[str, float]
     intervals: dict[str, list[float | None] | None]
+    alignment: dict[str, dict[Modality, float]]
     provenance: Provenance
     pairs: int
     ranks: dict[Direction, np.ndarray]
@@ -70,9 +73,8 @@ class Run:
 def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
     """Read the runs in ``folders``, and open the text database that the first one names. Holds one score matrix at a time.
 
-    Raises:
-        InputError: a file is missing or damaged, runs have other texts or images than the first, or the recalls in
-            ``scores.json`` are not those of ``scores.npz``.
+    Raises ``InputError`` if a file is missing or damaged, runs have other texts or images than the first, or the recalls in
+    ``scores.json`` are not those of ``scores.npz``.
     """
     names = run_names(folders)
     text_db: TextDatabase | None = None
@@ -97,7 +99,8 @@ def read_runs(folders: Sequence[Path]) -> tuple[TextDatabase, list[Run]]:
         intervals = results.analysis.interval_95 if results.analysis else {}
         of_queries: dict[Direction, np.ndarray] = {"img": found.img, "txt": found.txt}
         pairs, extremes = int(np.isfinite(scores).sum()), _extremes(scores, text_db.image_of)
-        runs.append(Run(name, folder, measured, intervals, results.provenance, pairs, of_queries, extremes))
+        origin = results.provenance
+        runs.append(Run(name, folder, measured, intervals, results.alignment, origin, pairs, of_queries, extremes))
     assert text_db is not None
     return text_db, runs
 
@@ -135,10 +138,9 @@ def _check_ids(file: Path, ids: Mapping[str, list[str]], expected: Mapping[str, 
         have, want = ids[kind], expected[kind]
         if len(have) != len(want):
             raise InputError(f"{file}: has {len(have):,} {things}, {reference} has {len(want):,}; expected the same")
-        for index, (one, other) in enumerate(zip(have, want, strict=True)):
-            if one != other:
-                difference = f"{kind}[{index}] is {short_repr(one)}, in {reference} {short_repr(other)}"
-                raise InputError(f"{file}: {difference}; expected the same {things} in the same order")
+        if different := [index for index, name in enumerate(want) if have[index] != name]:
+            names = f"is {short_repr(have[different[0]])}, in {reference} {short_repr(want[different[0]])}"
+            raise InputError(f"{file}: {kind}[{different[0]}] {names}; expected the same {things} in the same order")
 
 
 def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extremes]:

@@ -100,7 +100,7 @@ const part = (selector) => overlay.querySelector(selector);
 
 function open(pair) {
   part("h2 bdi").textContent = pair.caption;
-  part(".meta").textContent = `${pair.image} · ${pair.run} · rank ${pair.rank.toLocaleString("en")}, score ${pair.score.toFixed(3).replace("-", "−")} · ${pair.right ? "✓ right" : "✗ wrong"}`;
+  part(".meta").textContent = `${pair.image} · ${pair.run} · rank ${pair.rank.toLocaleString("en")}, score ${pair.precisely} · ${pair.right ? "✓ right" : "✗ wrong"}`;
   const show = drawStage(part(".stage"), pair);
   part(".words").hidden = part(".told").hidden = !pair.attention;
   part(".stage").hidden = !pair.attention && !pair.thumbnail;

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from examples.scenes.layout import OPPOSITE, Scene, relations
+from examples.scenes.scene import OPPOSITE, Scene, relations
 
 WORDINGS = {
     "left": ("to the left of", "on the left of"),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.recall import table
+from evaluation.tables import fixed
 from optim.options import TrainOptions
 from utils.errors import InputError
 from utils.files import read_json, save_json
@@ -39,7 +40,7 @@ def run_demo(seed: int, data: Path = Path("demo")) -> None:
     rows = {name: evaluate(f"evaluation, {name}", data, runs / folder) for name, folder in folders.items()}
     report, picture = show(data, runs)
     columns = {
-        f"align. {modality}": [f"{row['alignment']['singular'][modality]:.4f}" for row in rows.values()] for modality in "LV"
+        f"align. {modality}": [fixed(row["alignment"]["singular"][modality], 4) for row in rows.values()] for modality in "LV"
     }
     columns["train s"] = [f"{read_json(runs / folder / 'log/seconds.json'):.0f}" for folder in folders.values()]
     columns["eval s"] = [f"{row['seconds']:.0f}" for row in rows.values()]
@@ -117,5 +118,6 @@ def run(title: str, program: str, *arguments: str | Path) -> float:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT, env=environment, check=False)
     if done.returncode:
+        print(flush=True)  # ends this program, too, if nobody reads their output any more
         raise InputError(f"{program} failed with exit code {done.returncode}; fix this and run the demo again to resume it")
     return time.perf_counter() - started

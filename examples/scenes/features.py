@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from examples.scenes.layout import COLOURS, HEIGHT, WIDTH, Scene
-from examples.scenes.shapes import SHAPES, extent, silhouette
+from examples.scenes.scene import COLOURS, HEIGHT, SHAPES, WIDTH, Scene, extent, silhouette
 
 Array = NDArray[np.float64]
 

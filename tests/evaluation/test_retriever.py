@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,14 +132,34 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
     assert sorted(part.maps) == [0, 1]
     assert torch.equal(part.maps[1], attention.maps[1])
     assert torch.equal(part.blocks().VL, attention.blocks(layer=1).VL)
-    with pytest.raises(InputError, match=r"layer 2: attention was not requested, expected one of \[0, 1\]"):
-        part.blocks(layer=2)
-    for wrong in (-1, 4):
-        with pytest.raises(InputError, match=f"head {wrong}: expected 0 to 3"):
-            part.blocks(head=wrong)
-    for wrong in (-1, 3):
-        with pytest.raises(InputError, match=f"layer {wrong}: expected 0 to 2"):
-            retriever.attention(text, image, layers=[wrong])
+    for given in ({"layer": 2}, {"layer": 1.0}, {"head": -1}, {"head": 4}, {"head": True}):
+        with pytest.raises(InputError, match=f"{next(iter(given))} is .*, expected "):
+            part.blocks(**given)
+
+
+RIGHT: dict[str, dict[str, Any]] = {
+    "rank": {"text": CAPTION, "image_db": IMAGES}, "rank_each": {"texts": [CAPTION], "image_db": IMAGES},
+    "score": {"texts": [CAPTION], "images": [IMAGE]}, "score_pairs": {"texts": [CAPTION], "images": [IMAGE], "pairs": [(0, 0)]},
+    "attention": {"text": CAPTION, "image": IMAGE}, "from_checkpoint": {"checkpoint": MODEL[0], "model_config": MODEL[1]},
+}  # fmt: skip
+WRONG: dict[str, Sequence[Any]] = {
+    "text": (5, None, ["a"], b"a", Text("9", np.array([1.5]), "", {})), "texts": ("a dog", 5, None, ["a", 5]),
+    "image_db": (None, "db"), "image": ("a.npz", [IMAGE]),
+    "images": (IMAGE, IMAGES, ["a.npz"], [replace(IMAGE, boxes=IMAGE.boxes[:2])]),
+    "top": (0, 1.5, "3", True, float("nan")), "pairs": (None, [0, 0], [(0, 0.5)], [(0, 1)], [(-1, 0)], "00"),
+    "layers": (1, [], [1.0], [3], [-1], "0"), "checkpoint": (None, 5), "model_config": ({},), "vocab": (5,), "device": (5, "x"),
+    "precision": ("fp8", 16), "batch_size": (0, 1.5, "400"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", RIGHT)
+def test_arguments_of_another_kind(retriever: Retriever, method: str) -> None:
+    function = getattr(retriever, method)
+    for name, values in WRONG.items():
+        for wrong in values if name in inspect.signature(function).parameters else ():
+            with pytest.raises(InputError, match=f"{name.removesuffix('s')}s? .*, expected ") as caught:
+                function(**RIGHT[method] | {name: wrong})
+            assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +169,7 @@ def test_attention_is_that_of_the_naive_twin(retriever: Retriever) -> None:
         ("a\udce9", "text 'a\\\\udce9' is not Unicode"),
         ("dog " * 127, r"text 'dog dog .*…' has 127 word pieces, expected at most 126"),
         (Text("9", np.empty(0, np.int64), "", {}), "text '9' has no word pieces"),
+        (Text("9", np.array([5, -1]), "", {}), "text '9' has word-piece id -1"),
         (Text("9", np.array([5, 28996]), "", {}), "text '9' has word-piece id 28996, the vocabulary bert-base-cased has 28996"),
     ],
     ids=str,
@@ -167,8 +189,6 @@ def test_texts_that_cannot_be_scored(retriever: Retriever, caption: str | Text, 
 def test_images_and_databases_that_cannot_be_scored(retriever: Retriever, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image 'heldout_.*npz' has features of width 32"):
         retriever.score([CAPTION], [replace(IMAGE, features=IMAGE.features[:, :32])])
-    with pytest.raises(InputError, match="top is 0, expected at least 1"):
-        retriever.rank(CAPTION, IMAGES, top=0)
 
     shutil.copytree(BUNDLED.image_db, tmp_path / "db")
     folder, name = next((tmp_path / "db").glob("*/data.mdb")).parent, IMAGES.names()[30]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import AbstractContextManager, suppress
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import lmdb
@@ -20,6 +21,7 @@ import inf_itm
 from data.image_db import ImageDatabase
 from data.loader import Loader
 from data.split import RetrievalSplit
+from data.text_db import TextDatabase
 from evaluation import scoring
 from evaluation.alignment import alignment_of_positives
 from evaluation.candidates import Candidates, sampled_candidates
@@ -161,7 +163,7 @@ def test_two_ranks_resume_what_one_process_began(begun: Path, whole: Path, few_t
     assert {path.name for path in begun.iterdir()} == {"scores.npz", "scores.json"}
 
 
-def test_resumes_only_with_the_same_model_and_data(
+def test_resumes_and_replaces_only_with_the_same_model_and_data(
     tmp_path: Path, begun: Path, whole: Path, few_texts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.load(BUNDLED.folder / "model.pt", weights_only=True)
@@ -174,26 +176,60 @@ def test_resumes_only_with_the_same_model_and_data(
     store = next(other_images.glob("*/data.mdb")).parent
     with lmdb.open(str(store), map_size=1 << 30) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"another.npz", b"")
+    shutil.copytree(BUNDLED.image_db, tmp_path / "fewer")
+    for path in list((tmp_path / "fewer").iterdir()):
+        path.rename(path.with_name(path.name.replace("max100", "max99")))
 
     def options(**changes: object) -> list[str]:
-        databases = {"txt_db": few_texts, "img_db": BUNDLED.image_db} | changes
-        return inference(databases.pop("txt_db"), databases.pop("img_db"), begun, **databases)
+        given = {"txt_db": few_texts, "img_db": BUNDLED.image_db, "output": begun} | changes
+        return inference(given.pop("txt_db"), given.pop("img_db"), given.pop("output"), **given)
 
-    before = (begun / "scores.partial.npy").read_bytes()
-    for name, other in (
-        ("checkpoint", tmp_path / "other.pt"),
-        ("precision", "bf16"),
-        ("txt_db", other_texts),
-        ("img_db", other_images),
-    ):
-        line = fails(capsys, inf_itm.main, options(**{name: other}))
-        assert f"belongs to an evaluation with another {name}; use the same" in line
-    assert (begun / "scores.partial.npy").read_bytes() == before
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps({"text": next(iter(lengths)), "images": TextDatabase(few_texts).images[:2]})
+    )
+    before = [(begun / "scores.partial.npy").read_bytes(), (whole / "scores.npz").read_bytes()]
+    for output, (name, other) in product(
+        (begun, whole),
+        {
+            "checkpoint": tmp_path / "other.pt", "precision": "bf16", "txt_db": other_texts, "img_db": other_images,
+            "candidates": tmp_path / "pairs.jsonl",
+        }.items(),
+    ):  # fmt: skip
+        line = fails(capsys, inf_itm.main, options(output=output, **{name: other}))
+        assert f"belongs to an evaluation with another {name}" in line
+    line = fails(capsys, inf_itm.main, options(img_db=tmp_path / "fewer", max_bb=99))
+    assert "another max_bb (was 100, is 99), img_db; " in line
+    assert [(begun / "scores.partial.npy").read_bytes(), (whole / "scores.npz").read_bytes()] == before
 
     shutil.copytree(few_texts, moved)
     inf_itm.main(options(txt_db=moved, batch_size=100))
     scores, expected = (np.load(folder / "scores.npz")["scores"] for folder in (begun, whole))
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_finished_evaluation_is_printed_or_kept(
+    tmp_path: Path, whole: Path, few_texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(whole, tmp_path / "out")
+    options = inference(few_texts, BUNDLED.image_db, folder)
+    monkeypatch.setattr(inf_itm, "score_matrix", None)  # nothing is scored again
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    inf_itm.main([*options, "--batch_size", "7"])
+    printed = capsys.readouterr().out
+    assert "counted as published" in printed
+    inf_itm.main([*options, "--report"])
+    assert capsys.readouterr().out == printed
+    assert (folder / "report/index.html").exists()
+    inf_itm.main([*options, "--report"])
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    for name, damaged, reason in (
+        ("scores.npz", before[folder / "scores.npz"][0][:-1], "scores.npz is damaged; remove this folder"),
+        ("scores.npz", None, "scores.npz: cannot be read"),
+        ("scores.json", b"{}", "does not say what it was made from"),
+        ("scores.json", None, "report: already exists, but no scores.json"),
+    ):
+        (folder / name).unlink(missing_ok=True) if damaged is None else (folder / name).write_bytes(damaged)
+        assert reason in fails(capsys, inf_itm.main, options)
 
 
 def test_damaged_partial_matrix_is_refused(begun: Path, few_texts: Path, capsys: pytest.CaptureFixture[str]) -> None:

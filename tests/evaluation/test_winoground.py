@@ -83,6 +83,10 @@ def test_reading(tmp_path: Path) -> None:
     tags = {"tag": "Noun Phrase", "secondary_tag": "", "num_main_preds": 2, "collapsed_tag": "Object"}
     path.write_text("\ufeff" + json.dumps(GOOD | tags) + "\n\n" + json.dumps(GOOD | {"id": "eight\u2028"}, ensure_ascii=False))
     assert read_examples(path) == {1: Example(**GOOD, **tags), 3: Example(**GOOD | {"id": "eight\u2028"})}
+    for contents, message in (("\n\n", "has no example"), ('{"id": 1}', "line 1: .*missing required")):
+        path.write_text(contents)
+        with pytest.raises(InputError, match=f"^{path}: {message}"):
+            read_examples(path)
 
 
 @pytest.mark.parametrize(
@@ -102,14 +106,6 @@ def test_damaged_lines(tmp_path: Path, line: dict[str, Any], message: str) -> No
     path = tmp_path / "examples.jsonl"
     path.write_text(f"{json.dumps(GOOD | {'id': 6})}\n{json.dumps(GOOD | line)}\n")
     with pytest.raises(InputError, match=f"line 2: .*{re.escape(message)}"):
-        read_examples(path)
-
-
-@pytest.mark.parametrize(("contents", "message"), [("\n\n", "has no example"), ('{"id": 1}', "line 1: .*missing required")])
-def test_files_without_examples(tmp_path: Path, contents: str, message: str) -> None:
-    path = tmp_path / "examples.jsonl"
-    path.write_text(contents)
-    with pytest.raises(InputError, match=f"^{path}: {message}"):
         read_examples(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,23 +19,13 @@ from data.sources.entities import read_annotated
 from evaluation.ablation.grid import Grid, planned
 from evaluation.isda import iou
 from examples.scenes.dataset import SPLITS, Recipe, plan, scene_of
-from examples.scenes.layout import COLOURS, HEIGHT, SIZES, WIDTH
-from examples.scenes.shapes import SHAPES
-from model.iais import REGULARISERS
+from examples.scenes.scene import COLOURS, HEIGHT, SHAPES, SIZES, WIDTH, Box, Item
 from optim.options import TrainOptions
 from scripts.make_scenes import main
+from tests import naive
 from tests.processes import ROOT
 from tests.test_programs import fails
 from utils.options import read_json_as
-
-
-class Thing(NamedTuple):
-    """An item as drawn, with its box (xmin, ymin, xmax, ymax) as the XML file has it, y pointing down."""
-
-    size: str
-    colour: str
-    shape: str
-    box: tuple[int, ...]
 
 
 class Scenes(NamedTuple):
@@ -44,7 +35,7 @@ class Scenes(NamedTuple):
     recipe: Recipe
     counts: dict[str, int]
     images: dict[str, dict[str, Any]]  # by stem
-    things: dict[str, list[Thing]]  # by stem
+    things: dict[str, tuple[Item, ...]]  # by stem
 
     def captions(self, stem: str) -> list[str]:
         return [sentence["raw"] for sentence in self.images[stem]["sentences"]]
@@ -53,9 +44,6 @@ class Scenes(NamedTuple):
         twins = json.loads((self.folder / "twins.json").read_text())
         return {Path(name).stem: Path(other).stem for name, (other,) in twins.items()}
 
-    def annotation(self, stem: str) -> ElementTree.ElementTree:
-        return ElementTree.parse(self.folder / f"entities/Annotations/{stem}.xml")
-
 
 def make(folder: Path, recipe: Recipe, workers: int, *counts: int) -> Scenes:
     by_split = dict(zip(SPLITS, counts, strict=True))
@@ -63,12 +51,8 @@ def make(folder: Path, recipe: Recipe, workers: int, *counts: int) -> Scenes:
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     main(["--output", str(folder / "out"), *words, "--items", *map(str, recipe.items)])
     images = json.loads((folder / "out/dataset_scenes.json").read_text())["images"]
-    scenes = Scenes(folder / "out", recipe, by_split, {Path(image["filename"]).stem: image for image in images}, {})
-    for job in plan(by_split, recipe):
-        boxes = [tuple(int(edge.text or "") for edge in box) for box in scenes.annotation(job.stem).iter("bndbox")]
-        items = zip(scene_of(job, recipe).items, boxes, strict=True)
-        scenes.things[job.stem] = [Thing(item.size, item.colour, item.shape, box) for item, box in items]
-    return scenes
+    things = {job.stem: scene_of(job, recipe).items for job in plan(by_split, recipe)}
+    return Scenes(folder / "out", recipe, by_split, {Path(image["filename"]).stem: image for image in images}, things)
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +72,11 @@ SIDE = r"(?:to|on) the (left|right) of|(above|higher)(?: than)?|(below|lower)(?:
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 
 
-def lies(side: str, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+def lies(side: str, a: Box, b: Box) -> bool:
     return {"left": a[2] < b[0], "right": a[0] > b[2], "above": a[3] < b[1], "below": a[1] > b[3]}[side]
 
 
-def is_true(caption: str, things: list[Thing]) -> bool:
+def is_true(caption: str, things: tuple[Item, ...]) -> bool:
     """Read a caption independently of the code that wrote it; fail if it makes no readable claim."""
     text = caption.lower()
     nouns = [noun.groups() for noun in re.finditer(NOUN, text)]
@@ -152,7 +136,7 @@ def test_twins_differ_in_two_positions_and_the_order_of_words(scenes: Scenes) ->
         assert twins[twin] == stem
         assert scenes.images[stem]["split"] == scenes.images[twin]["split"]
         here, there = scenes.things[stem], scenes.things[twin]
-        assert [thing[:3] for thing in here] == [thing[:3] for thing in there]
+        assert [replace(thing, centre=(0, 0)) for thing in here] == [replace(thing, centre=(0, 0)) for thing in there]
         assert sum(a.box != b.box for a, b in zip(here, there, strict=True)) == 2
         for number in range(scenes.recipe.relations):
             own, other = scenes.captions(stem)[number], scenes.captions(twin)[number]
@@ -211,7 +195,7 @@ def test_feature_files(scenes: Scenes) -> None:
 def test_entities_files(scenes: Scenes) -> None:
     seen: set[int] = set()
     for stem in scenes.images:
-        tree = scenes.annotation(stem)
+        tree = ElementTree.parse(scenes.folder / f"entities/Annotations/{stem}.xml")
         assert tree.findtext("filename") == f"{stem}.jpg"
         assert [tree.findtext(f"size/{tag}") for tag in ("width", "height", "depth")] == [str(WIDTH), str(HEIGHT), "3"]
         annotated = read_annotated(scenes.folder / "entities", stem)
@@ -285,7 +269,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> int:
         raise RuntimeError("stop")
 
-    monkeypatch.setattr("examples.scenes.files.write_winoground", fail)
+    monkeypatch.setattr("examples.scenes.dataset.write_winoground", fail)
     with pytest.raises(RuntimeError, match="stop"):
         make(tmp_path, Recipe(0), 1, 1, 1, 1)
     assert list(tmp_path.iterdir()) == []
@@ -298,7 +282,7 @@ def test_the_shipped_ablation_compares_all_regularisers_on_twins(tmp_path: Path,
         (tmp_path / "demo/relations" / name).mkdir(parents=True)
     path = "config/ablation-scenes-relations.json"
     runs = planned(read_json_as(Grid, path), path, tmp_path / "out", TrainOptions)
-    assert {run.options.IAIS for run in runs} == {None, *REGULARISERS}
-    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(REGULARISERS))
+    assert {run.options.IAIS for run in runs} == {None, *naive.ALIGNMENTS}
+    assert Counter(run.seed for run in runs) == dict.fromkeys(range(1, 6), 1 + len(naive.ALIGNMENTS))
     assert runs[0].options.IAIS is None  # the baseline
     assert runs[0].options.neighbours == "demo/relations/scenes/twins.json"

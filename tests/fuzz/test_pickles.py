@@ -45,14 +45,8 @@ def plant(tmp_path: Path) -> Plant:
     return Plant(tmp_path)
 
 
-def objects(value: object) -> np.ndarray:
-    array = np.empty(1, object)
-    array[0] = value
-    return array
-
-
 def test_records(plant: Plant) -> None:
-    record = msgpack_numpy.packb({"features": objects(plant), "norm_bb": FOUND.shares()})
+    record = msgpack_numpy.packb({"features": np.array([plant]), "norm_bb": FOUND.shares()})
     assert b"planted" in record
     without_kind = record.replace(b"kind\xc4\x01O", b"kind\xc4\x00")
     with_type = without_kind.replace(b"\x91\x92\xa0\xa2|O", b"\xa2|O")
@@ -63,16 +57,16 @@ def test_records(plant: Plant) -> None:
     source = f"__import__('pathlib').Path({str(plant.file)!r}).touch()"
     headers = source, f"{{'descr': {source}, 'fortran_order': False, 'shape': ()}}"
     members = [b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() for header in headers]
-    for member in (*members, npy(objects(plant))):
+    for member in (*members, npy(np.array([plant]))):
         plant.refused(read_npz, zipped({"features": member}), wanted)
 
 
 def test_detectors_files(plant: Plant, tmp_path: Path) -> None:
     npz, pair, info = (tmp_path / name for name in ("a.npz", "a.npy", "a_info.npy"))
-    for planted in ({"info": {"objects_conf": plant}}, {"x": objects(plant)}):
+    for planted in ({"info": {"objects_conf": plant}}, {"x": np.array([plant])}):
         save_milvlg(npz, FOUND, **planted)
         plant.refused(load_npz, npz)
-    np.savez(npz, features=objects(plant), norm_bb=FOUND.shares(), conf=FOUND.conf)
+    np.savez(npz, features=np.array([plant]), norm_bb=FOUND.shares(), conf=FOUND.conf)
     plant.refused(load_npz, npz)
     save_mmf(pair, FOUND)
     whole = info.read_bytes()
@@ -80,7 +74,7 @@ def test_detectors_files(plant: Plant, tmp_path: Path) -> None:
         info.write_bytes(whole[: whole.index(b"\n") + 1] + pickle.dumps({"bbox": plant}, protocol))
         plant.refused(load_npy_pair, pair)
     info.write_bytes(whole)
-    np.save(pair, objects(plant))
+    np.save(pair, np.array([plant]))
     plant.refused(load_npy_pair, pair)
 
 
@@ -106,8 +100,8 @@ def test_checkpoints(plant: Plant, tmp_path: Path) -> None:
 
 def test_unsafe_readers_run_these_pickles(plant: Plant) -> None:
     for run in (
-        lambda: np.load(io.BytesIO(npy(objects(plant))), allow_pickle=True),
-        lambda: msgpack_numpy.unpackb(msgpack_numpy.packb({"a": objects(plant)})),
+        lambda: np.load(io.BytesIO(npy(np.array([plant]))), allow_pickle=True),
+        lambda: msgpack_numpy.unpackb(msgpack_numpy.packb({"a": np.array([plant])})),
         lambda: torch.load(io.BytesIO(saved(plant)), weights_only=False),
     ):
         run()

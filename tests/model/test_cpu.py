@@ -96,11 +96,6 @@ def test_evaluation_with_packed_weights(
     np.testing.assert_allclose(packed, plain, atol=tolerance, rtol=tolerance)
 
 
-def kept_bytes(profiler: profile) -> int:
-    """Bytes allocated and not freed within the profile."""
-    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
-
-
 def gradient(compute: ComputeSettings, *, recompute: bool = False) -> tuple[Tensor, int]:
     """The gradient of all weights, with dropout, and how many bytes the forward pass kept for it."""
     torch.manual_seed(1)
@@ -113,7 +108,7 @@ def gradient(compute: ComputeSettings, *, recompute: bool = False) -> tuple[Tens
         scores = model(batch, compute).scores
     scores.square().sum().backward()
     gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
-    return torch.cat(gradients), kept_bytes(profiler)
+    return torch.cat(gradients), sum(event.self_cpu_memory_usage for event in profiler.key_averages())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -15,7 +15,8 @@ from torch import Tensor
 from model.iais import MODALITIES, REGULARISERS, Blocks, Modality, PairAttention, Regulariser, cacr, distributed, singular
 from tests import naive
 from tests.conftest import BUNDLED
-from tests.test_programs import training
+from tests.scripts.test_visualize import pair, svg_texts
+from tests.test_programs import inference, training
 from utils.logging import read_scalars
 
 ROOT = Path(__file__).parents[2]
@@ -134,8 +135,8 @@ def test_per_head_and_averaged_attention() -> None:
     assert torch.equal(pair.seen_from("V").head_mean().cross_back, pair.head_mean().cross)
 
 
-def test_a_new_regulariser_is_one_function(tmp_path: Path) -> None:
-    """The ten lines of README, appended to a copy of the tree: the copy trains with them and tests them."""
+def test_a_new_regulariser_is_one_function(tmp_path: Path, few_texts: Path) -> None:
+    """The ten lines of README, appended to a copy of the tree: the copy trains with them, shows their values and tests them."""
     (lines,) = re.findall(r"```python\n(@regulariser\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert lines.count("\n") <= 10
     tree, run = tmp_path / "tree", tmp_path / "run"
@@ -155,4 +156,9 @@ def test_a_new_regulariser_is_one_function(tmp_path: Path) -> None:
     python("train_itm_hard_negatives.py", *words)
     assert read_scalars(run / "log")["train/iais"][1] > 0
     assert "singular|distributed|cacr|squared" in python("train_itm_hard_negatives.py", "--help")
+    words = inference(few_texts, BUNDLED.image_db, tmp_path / "out")
+    assert re.search(r"\nsquared +0\.\d+ +0\.\d+\n", python("inf_itm.py", *words, "--report"))
+    assert '<th scope="col">squared</th>' in (tmp_path / "out/report/index.html").read_text()
+    python("scripts/visualize.py", *pair(tmp_path / "pair.svg", show="boxes"))
+    assert any(re.match(r"squared +0\.0", text) for text in svg_texts(tmp_path / "pair.svg"))
     assert "squared" in python("-m", "pytest", "-v", "tests/model/test_iais.py", "-k", "squared")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.ablation.execution import ProgramFailed, Programs, run_all
+from evaluation.ablation.execution import ProgramFailed, Programs, reason_of, run_all
 from evaluation.ablation.grid import RESULT_NEUTRAL, Grid, Run, planned
 from evaluation.ablation.table import as_markdown, estimate, rows_of
 from evaluation.plots.curves import ablation_figure
@@ -132,8 +132,15 @@ def test_a_failing_start_stops_its_own_runs_only(tmp_path: Path, monkeypatch: py
 def test_no_program_survives_a_stop(tmp_path: Path) -> None:
     programs = Programs()
     programs.stop()
-    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: exit code -15"):
+    with pytest.raises(ProgramFailed, match=r"inspect_db\.py: killed by SIGTERM"):
         programs.run("scripts/inspect_db.py", ["--help"], tmp_path / "log.txt")
+    bar = "scoring:  50%|█████     | 4/8 [00:01<00:01,  3.9pair/s]\r"
+    for printed, reason in (
+        (f"error: no disk\n{bar}\n", "no disk"),
+        (bar, "exit code 1"),
+        (f"{bar}KeyError: 1\n", "KeyError: 1"),
+    ):
+        assert reason_of(1, printed) == reason
 
 
 def test_interrupted_then_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

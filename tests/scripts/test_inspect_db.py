@@ -128,6 +128,7 @@ def test_plot(tmp_path: Path) -> None:
         (["texts.db", "texts.db"], "texts.db: two text databases"),
         (["images", f"images/{FOLDER}"], f"{FOLDER}: two image databases"),
         (["texts.db", "images", "--sample", "0"], "--sample 0: expected"),
+        (["texts.db", "--plot", "seen.gif"], "seen.gif: expected a file name that ends in .png"),
         (["texts.db", "--plot", "nowhere/seen.png"], "nowhere/seen.png: cannot be written"),
         (["bare.db"], "bare.db: not the name of an image database"),
     ],

@@ -36,6 +36,13 @@ def test_tables_and_json_are_the_ranking(capsys: pytest.CaptureFixture[str], mon
             [str(rank), image.name, f"{image.score:.4f}", f"{image.sigmoid:.4f}"]
             for rank, image in enumerate(ranked[:7], start=1)
         ]
+    whole = [DB, *CAPTIONS, "--help", *MODEL, "--top", "2"]
+    for words in ([*whole[:3], *whole[4:], "--", "--help"], [*MODEL, DB, "--top=2", *CAPTIONS, "--", "--help"]):
+        main(words)
+        parts = capsys.readouterr().out.split("\n\n")
+        assert [(part.split("\n")[0], part.strip("\n").count("\n")) for part in parts] == [
+            (c, 2) for c in (*CAPTIONS, "--help")
+        ]
     set_stdin(monkeypatch, "\n".join(["", *CAPTIONS, " \r"]).encode())
     main([DB, *MODEL, "--json"])
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
@@ -48,7 +55,7 @@ def test_tables_and_json_are_the_ranking(capsys: pytest.CaptureFixture[str], mon
     ("words", "message"),
     [
         (MODEL, "no image database given, expected: search.py DB"),
-        ([*MODEL, DB], "unknown option "),
+        ([DB, "a dog", *MODEL, "--tap", "3"], "did you mean '--top'?"),
         ([DB, "a dog", *MODEL[2:]], "checkpoint is missing"),
         ([DB, "a dog", *MODEL, "--top", "0"], "top is 0, expected at least 1"),
         ([DB + "x", "a dog", *MODEL], "heldoutx: no such image database"),

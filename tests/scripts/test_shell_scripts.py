@@ -1,8 +1,11 @@
-"""The paper's shell scripts around the converters and the detector."""
+"""The paper's shell scripts around the converters and the detector, and which interpreter scripts/python.sh runs."""
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from data.boxes import BoxRule
 from data.image_db import ImageDatabase
 from data.text_db import TextDatabase
-from tests.standins import ROOT, Docker, run, says
+from tests.standins import ROOT, Docker, executable, run, says
 
 SCRIPTS = ROOT / "scripts"
 
@@ -83,3 +86,36 @@ def test_image_database_is_named_after_its_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert ImageDatabase(tmp_path / "img_db/mine", BoxRule(-1)).names() == ["a.npz"]
     says(run(*words), 2, "usage: create_imgdb.sh IMG_NPY IMG_DB")
+
+
+def test_the_interpreter(tmp_path: Path) -> None:
+    """The one in PYTHON, else that of .venv, else the newest in PATH, if it is new enough."""
+    tools, copy = tmp_path / "tools", tmp_path / "copy"
+    (copy / "scripts").mkdir(parents=True)
+    shutil.copy(SCRIPTS / "python.sh", copy / "scripts")
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(shutil.which(name) or "")
+
+    def interpreter(path: Path, is_new: bool = True) -> Path:
+        """Create a program that prints its path and arguments, and claims to be Python 3.10 if ``is_new``."""
+        executable(path, f'#!/bin/sh\ncase "$2" in *version_info*) {str(is_new).lower()};; *) echo "$0" "$3";; esac\n')
+        return path
+
+    def used(code: int = 0, **changes: object) -> str:
+        script = copy / "scripts/python.sh"
+        done = run(tools / "bash", script, "-c", "import sys; print(sys.argv)", "a b", PATH=tools, **{"PYTHON": ""} | changes)
+        assert done.returncode == code
+        return done.stderr if code else done.stdout
+
+    none = r"error: no Python 3\.10 or newer \(tried .*python3\); install one or set PYTHON=<its path>\n"
+    assert re.fullmatch(none, used(2))
+    old = interpreter(tools / "python3", is_new=False)
+    assert re.fullmatch(none, used(2))
+    new = interpreter(tools / "python3.11")
+    interpreter(tools / "python3.10")
+    assert used() == f"{new} a b\n"
+    interpreter(copy / ".venv/bin/python")
+    assert used() == f"{copy}/scripts/../.venv/bin/python a b\n"
+    assert used(PYTHON=sys.executable) == "['-c', 'a b']\n"
+    assert used(2, PYTHON=old).count("\n") == 1

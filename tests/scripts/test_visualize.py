@@ -116,7 +116,7 @@ def test_running_mean() -> None:
         ({"image": "nothing.npz"}, "nothing.npz"),
         ({"text_id": "nothing"}, "nothing"),
         ({"layer": -2}, "layer is -2, expected at least -1"),
-        ({"head": 4}, "head 4: expected 0 to 3"),
+        ({"head": 4}, "head is 4, expected 0 to 3"),
         ({"show": "boxes|block"}, "did you mean 'blocks'?"),
         ({"picture": "a.png", "images": "."}, "picture and images: both are given"),
         ({"images": "nowhere"}, "nowhere: no such folder"),

@@ -5,11 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
+import inf_itm
+from scripts import ablate
+from tests.conftest import BUNDLED
 from tests.processes import ROOT
+from tests.scripts.test_ablate import written
+from tests.test_programs import fails, inference
 from utils.errors import InputError
+from utils.files import exclusive_folder
 from utils.logging import SCALARS, RunLog, read_scalars
 
 
@@ -45,6 +52,31 @@ def test_a_kill_at_any_byte_loses_one_line_at_most(tmp_path: Path) -> None:
         if size % 16 == 0:
             record(tmp_path, range(whole + 1, 5), after=whole)
             assert list(read_scalars(tmp_path)["train/lr"]) == [1, 2, 3, 4]
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second one ends at once, changes nothing, and may start when the first has been killed."""
+    folder = tmp_path / "run"
+    hold = (
+        "import sys; from pathlib import Path; from utils.files import exclusive_folder; from utils.logging import RunLog;"
+        "folder = exclusive_folder(sys.argv[1]); log = RunLog(folder.__enter__()); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, folder], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        before = sorted(folder.iterdir())
+        for main, options in (
+            (inf_itm.main, inference(BUNDLED.text_db, BUNDLED.image_db, folder)),
+            (ablate.main, [str(written(tmp_path)), "--output", str(folder)]),
+        ):
+            assert f"error: {folder}: another run is at work in this folder" in fails(capsys, main, options)
+        with pytest.raises(InputError, match="another run is at work in this folder"):
+            RunLog(folder)
+        assert sorted(folder.iterdir()) == before
+        holder.kill()
+    with exclusive_folder(folder):
+        record(folder, range(1, 2))
+    assert not (folder / ".lock").exists()
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -35,10 +35,14 @@ def write_json(folder: Path, values: object) -> str:
 
 @pytest.mark.parametrize("config_first", [True, False])
 def test_command_line_wins_in_any_order(tmp_path: Path, config_first: bool) -> None:
-    config = ["--config", write_json(tmp_path, NEEDED | {"seed": 7, "margin": 0.5})]
-    words = ["--seed", "9", "--betas", "0.8", "0.9", "--no-full_val"]
+    """Also in what it unsets, such as the regulariser; of two words for an option, the last counts."""
+    unset = {"IAIS": "singular", "checkpoint": "c.pt", "effective_batch": 64}
+    config = ["--config", write_json(tmp_path, NEEDED | {"seed": 7, "margin": 0.5, **unset})]
+    words = ["--seed", "9", "--betas", "0.8", "0.9", "--no-full_val", "--no-checkpoint", "--no-effective_batch"]
+    words += ["--IAIS", "cacr", "--no-IAIS", "--no-precision", "--precision", "bf16"]
     options = parse_options(TrainOptions, config + words if config_first else words + config, "")
     assert (options.seed, options.margin, options.betas, options.full_val) == (9, 0.5, (0.8, 0.9), False)
+    assert (options.IAIS, options.checkpoint, options.effective_batch, options.precision) == (None, None, None, "bf16")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("train-*.json")), ids=lambda path: path.stem)
@@ -118,6 +122,7 @@ def test_mistakes_in_json(tmp_path: Path, cls: type, values: object, message: st
         (["--iais_layers", "one"], "--iais_layers"),
         (["--IAIS", "both"], "expected one of singular, distributed"),
         (["--seed"], "expected one argument"),
+        (["--no-seed"], r"unknown option --no-seed \(did you mean '--seed'\?\)"),
         (["--config", "nowhere.json"], "nowhere.json: no such file"),
     ],
 )
@@ -132,3 +137,5 @@ def test_inference_inherits_from_a_training(tmp_path: Path) -> None:
     keys = {"train_config": ("conf_th", "max_bb")}
     options = parse_options(InferenceOptions, [*words, "--max_bb", "20"], "", inherit=keys)
     assert (options.conf_th, options.max_bb, options.checkpoint, options.model_config) == (0.3, 20, "mine.pt", "")
+    words += ["--model_config", "m.json", "--no-train_config"]
+    assert parse_options(InferenceOptions, words, "", inherit=keys).conf_th == 0.2

@@ -13,9 +13,8 @@ import pytest
 
 from data.sources import entities
 from data.sources.entities import MAX_BOXES, MAX_BYTES, parse_caption, picture_names, read_annotated
-from examples.scenes.dataset import Recipe, captions_of, plan, scene_of
-from examples.scenes.files import make_scenes
-from examples.scenes.layout import HEIGHT, WIDTH
+from examples.scenes.dataset import Recipe, captions_of, make_scenes, plan, scene_of
+from examples.scenes.scene import HEIGHT, WIDTH
 from utils.errors import InputError
 
 LINE = "[/EN#7/people/clothing Two men] in [/EN#8/clothing green shirts] wave [/EN#0/notvisual something] ."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import time
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 from data.sources import plain_pickle
-from data.sources.plain_pickle import MAX_BYTES, read_pickled_dict, read_plain
+from data.sources.plain_pickle import MAX_BYTES, read_plain
 
 PLAIN = {
     "float": 0.5, "int": 3, "long": 1 << 40, "big": 1 << 80, "text": "café", "none": None, "yes": True, "no": False,
@@ -38,14 +37,6 @@ def test_plain_values_are_what_pickle_reads(protocol: int, core: bytes) -> None:
     for key, array in arrays.items():
         np.testing.assert_array_equal(read[key], array)
         assert key == "scalar" or read[key].dtype == array.dtype.newbyteorder("=")
-
-
-def test_a_dict_saved_by_numpy() -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, {"a": ARRAYS["single"], "b": 1})
-    read = read_pickled_dict(buffer.getvalue(), ("a", "b"))
-    np.testing.assert_array_equal(read["a"], ARRAYS["single"])
-    assert read["b"] == 1
 
 
 def text(content: bytes) -> bytes:

@@ -1,0 +1,79 @@
+"""What a result was made from, so that no other one replaces it, continues it or is taken for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.image_db import ImageDatabase
+from evaluation.options import ModelOptions
+from utils.errors import InputError
+from utils.files import read_json, sha256
+from utils.precision import Precision
+from utils.provenance import provenance
+
+LOGGER = logging.getLogger(__name__)
+
+
+def made_with(options: ModelOptions, precision: Precision, image_db: ImageDatabase, **more: Any) -> dict[str, Any]:
+    """Return what results of a model on ``image_db`` depend on, and ``more``, to be saved with them."""
+    return {
+        "options": asdict(options),
+        "device": str(precision.device),
+        "precision": precision.name,
+        "checkpoint_sha256": sha256(options.checkpoint),
+        "image_db": image_db.describe(),
+        **more,
+        **provenance(),
+    }
+
+
+def check_origin(file: Path, before: Any, origin: Mapping[str, Any], remedy: str) -> None:
+    """Raise ``InputError`` unless the origin ``before`` that ``file`` names is ``origin``.
+
+    An origin has all that results depend on, by name; checksums stand for contents.
+    """
+    if not isinstance(before, Mapping):
+        raise InputError(f"{file}: does not say what it was made from, so it is of an older version or damaged; {remedy}")
+    if differences := _differences(before, origin):
+        raise InputError(f"{file}: belongs to an evaluation with another {', '.join(differences)}; {remedy}")
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of what differs, with the values unless they are checksums."""
+    named = []
+    for name in dict.fromkeys((*now, *before)):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            named += _differences(old, new)
+        elif old != new:
+            is_checksum = any(isinstance(value, str) and len(value) == 64 for value in (old, new))
+            named.append(name if is_checksum else f"{name} (was {old}, is {new})")
+    return named
+
+
+def saved_results(file: Path, origin: Mapping[str, Any], table: Callable[[dict[str, Any]], str]) -> dict[str, Any] | None:
+    """Return the results that an earlier call with the same ``origin`` saved in ``file``, or None if there is no such file.
+
+    Raises ``InputError`` if it has another origin or is damaged: ``table`` fails, or a file that belongs to it has changed.
+    """
+    if not file.exists():
+        return None
+    results: Any = read_json(file)
+    made: Any = results.get("provenance") if isinstance(results, dict) else None
+    check_origin(file, isinstance(made, dict) and made.get("origin"), origin, "choose another output_dir")
+    try:
+        table(results)
+        damaged = [name for name, checksum in made["files"].items() if sha256(file.with_name(name)) != checksum]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        damaged = [f"{file.name} ({error})"]
+    if damaged:
+        raise InputError(f"{file.parent}: {damaged[0]} is damaged; remove this folder or choose another output_dir")
+    LOGGER.info("%s: finished by an earlier call with the same model, data and settings; nothing is computed again", file)
+    for name, now in provenance().items():
+        if name in ("commit", "torch") and made.get(name) != now:
+            LOGGER.warning("%s: made with %s %s, this is %s: a new result might differ", file, name, made.get(name), now)
+    return results
