@@ -6,7 +6,8 @@ python inf_itm.py --txt_db DB --img_db DB --checkpoint FILE --model_config JSON 
 
 from __future__ import annotations
 
-import utils  # isort: skip  # noqa: F401 - for the message if a package is missing
+from utils.startup import one_line_errors  # isort: split
+
 import logging
 import os
 import sys
@@ -36,11 +37,12 @@ from model.cpu import packed_for_inference
 from model.iais import REGULARISERS
 from model.retrieval import ComputeSettings
 from utils.distributed import connect
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import exclusive_folder, save_json, save_npz, sha256
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("inference")
 
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.perf_counter()
     with ExitStack() as stack:
         group = stack.enter_context(connect())
+        stack.enter_context(StopSignal("; the same command resumes"))
         log_to_screen(group.rank)
         with group.raise_on_all_ranks():
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
@@ -59,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
                 stack.enter_context(exclusive_folder(output))
             device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
-            loader = Loader(device, options.n_workers, options.pin_mem)
+            loader = Loader(device, options.workers, options.pin_mem)
             config = UniterConfig.from_json(options.architecture)
             chunk = ChunkSize.for_device(device, config.intermediate_size, options.batch_size)
             compute = ComputeSettings(precision, chunk, prepare=packed_for_inference)

@@ -7,7 +7,8 @@ horovodrun -np 8 python train_itm_hard_negatives.py …    (or torchrun --nproc_
 
 from __future__ import annotations
 
-import utils  # isort: skip  # noqa: F401 - for the message if a package is missing
+from utils.startup import one_line_errors  # isort: split
+
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,10 +34,11 @@ from optim.options import TrainOptions
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import InputError, Interrupted, RankLost, counted, one_line_errors
+from utils.errors import InputError, Interrupted, RankLost, counted
 from utils.files import save_json
 from utils.logging import log_to_screen
 from utils.options import parse_options
+from utils.parallel import WorkerFailed
 from utils.precision import Precision, choose_device, choose_precision
 from utils.signals import StopSignal
 
@@ -56,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
             config = UniterConfig.from_json(options.model_config).with_dropout(options.dropout)
             compute = compute_settings(options, config, group)
             device = compute.precision.device
-            loader = Loader(device, options.n_workers, options.pin_mem)
+            loader = Loader(device, options.workers, options.pin_mem)
 
             def open_split(txt_db: str, img_db: str, max_txt_len: int = -1) -> RetrievalSplit:
                 rule, form = options.box_rule, {"compressed": options.compressed_db, "max_txt_len": max_txt_len}
@@ -136,11 +138,12 @@ def compute_settings(options: TrainOptions, config: UniterConfig, group: Process
 def train(
     trainer: Trainer, batches: Iterator[AnchorBatch], validate: Callable[[], dict[str, float]], run: RunFolder, stop: StopSignal
 ) -> None:
-    """Validate if due, otherwise update; then save if due. A signal or a lost rank saves the state and ends the training.
+    """Validate if due, otherwise update; then save if due. What the state is not to blame for saves it and ends the training.
 
     Raises:
-        Interrupted: by SIGTERM or Ctrl-C.
+        Interrupted: by SIGTERM, SIGHUP or Ctrl-C.
         RankLost: another rank has failed.
+        WorkerFailed: a batch cannot be read.
     """
     try:
         while not run.finished():
@@ -154,7 +157,7 @@ def train(
             if run.save_due():
                 with stop.deferred():
                     run.save(trainer.state())
-    except (Interrupted, RankLost):
+    except (Interrupted, RankLost, WorkerFailed):
         if trainer.state_is_consistent:
             with stop.deferred():
                 run.save(trainer.state())
@@ -162,10 +165,12 @@ def train(
 
 
 def interruptible(batches: Iterator[AnchorBatch], stop: StopSignal) -> Iterator[AnchorBatch]:
-    """The same batches; raise ``Interrupted`` between two micro-steps if a signal has arrived."""
-    for anchors in batches:
-        if anchors.anchor == "image":
-            stop.check()
+    """The same batches; a signal that arrives during the wait for one raises ``Interrupted`` there, even within an update."""
+    while True:
+        with stop.at_once():
+            anchors = next(batches, None)
+        if anchors is None:
+            return
         yield anchors
 
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 
+from utils.startup import one_line_errors
 from benchmarks.machine import describe, fastest_product, in_new_process, memory_peak, seconds_of, start_memory_peak, timing
 from benchmarks.reference import Reference, decode, read
 from benchmarks.synthetic import HARD, compute_settings, open_split, random_model, train_options, write_data
@@ -39,7 +40,7 @@ from model.iais import REGULARISERS
 from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
 from utils.distributed import SingleProcess
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import save_json
 from utils.precision import choose_device, choose_precision
 from utils.provenance import ROOT, provenance

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from utils.startup import one_line_errors
 from benchmarks.machine import CPU, seconds_of, timing
 from benchmarks.synthetic import compute_settings, open_split, random_model, train_options, write_data
 from data.datasets import HardNegativeDataset
@@ -30,7 +31,6 @@ from data.loader import Loader
 from model.config import UniterConfig
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import one_line_errors
 from utils.provenance import provenance
 
 NEGATIVES = 399

@@ -114,6 +114,10 @@ class AnchorBatch(NamedTuple):
         """Copy the batch to ``device``."""
         return self._replace(batch=self.batch.to(device))
 
+    def pin_memory(self) -> AnchorBatch:
+        """Copy the batch to page-locked memory."""
+        return self._replace(batch=self.batch.pin_memory())
+
 
 def collate(
     texts: Sequence[Text], images: Sequence[Image], pairs: Tensor, *, cls_id: int, sep_id: int, limits: InputLimits

@@ -1,20 +1,23 @@
-"""Batches of a dataset, read ahead by worker processes and moved to the device."""
+"""Batches of a dataset, read ahead by worker processes and moved to the device.
+
+torch's ``DataLoader`` will not do: its workers need /dev/shm, of which Docker gives 64 MB, and a file descriptor per tensor. If
+one of these runs out, a batch is lost and the main process waits for it forever.
+"""
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
+import io
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.batch import AnchorBatch, PairBatch
-from utils.errors import InputError
-from utils.signals import leave_to_parent
+from utils.parallel import WorkerFailed, in_order
 
 Item = TypeVar("Item", PairBatch, AnchorBatch)
 
@@ -28,49 +31,43 @@ class Loader:
     pin: bool = False
 
     def __call__(self, dataset: Dataset[Item], indices: Sequence[int] | None = None) -> Iterator[Item]:
-        """Yield the batches with these ``indices``, all by default, on the device. Raises the dataset's ``InputError``."""
-        loader = DataLoader(
-            _ErrorsAsValues(dataset),
-            batch_size=None,
-            sampler=range(len(dataset)) if indices is None else indices,  # type: ignore[arg-type]
-            num_workers=self.workers,
-            pin_memory=self.pin and self.device.type == "cuda",
-            collate_fn=_identity,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # the default one is dropout's, and starting a loader would draw from it
-        )
-        for item in loader:
-            if isinstance(item, InputError):
-                raise item
+        """Yield the batches with these ``indices``, all by default, on the device.
+
+        Raises the dataset's ``InputError``, and ``WorkerFailed`` if the machine is to blame.
+        """
+        order: Sequence[int] = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
+        items: Iterator[Item] = (self._pinned(_read(dataset, index)) for index in order)
+        if self.workers:
+            read = partial(_encoded, dataset)
+            items = in_order(read, order, self.workers, finish=self._decoded, ahead=2, method="fork", option="n_workers")
+        for item in items:
             yield item.to(self.device)
 
+    def _decoded(self, encoded: tuple[bytes, list[Any]]) -> Any:
+        return self._pinned(pickle.loads(encoded[0], buffers=encoded[1]))
 
-class _ErrorsAsValues(Dataset[Any]):
-    """Returns an ``InputError`` instead of raising it: raised in a worker, its message would contain the worker's traceback."""
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.dataset[index]
-        except InputError as error:
-            return error
+    def _pinned(self, item: Item) -> Item:
+        if not (self.pin and self.device.type == "cuda"):
+            return item
+        with torch.cuda.device(self.device):  # each thread starts with the first one
+            return item.pin_memory()
 
 
-def _identity(item: Any) -> Any:
-    return item
+def _read(dataset: Dataset[Item], index: int) -> Item:
+    try:
+        return dataset[index]
+    except (OSError, MemoryError) as error:
+        raise WorkerFailed(f"cannot read a batch ({error or 'memory ran out'})") from error
 
 
-def _start_worker(worker: int) -> None:
-    leave_to_parent()
+def _encoded(dataset: Dataset[Item], index: int) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """Read a batch and pickle it, the contents of its tensors apart."""
+    torch.set_num_threads(1)  # those of the parent do not survive a fork
+    head, buffers = io.BytesIO(), []  # type: ignore[var-annotated]
+    _Pickler(head, protocol=5, buffer_callback=buffers.append).dump(_read(dataset, index))
+    return head.getvalue(), buffers
 
 
-def _kill_workers() -> None:
-    """Kill workers that an exception left behind: multiprocessing would send them SIGTERM, which they ignore, and wait."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would complain that they died
-    for child in multiprocessing.active_children():
-        child.kill()
-
-
-atexit.register(_kill_workers)
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        return (torch.from_numpy, (value.numpy(),)) if isinstance(value, torch.Tensor) else NotImplemented

@@ -1,1 +1,0 @@
-import utils  # noqa: F401 - for the message if a package is missing

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any
 
@@ -26,9 +27,10 @@ from model.retrieval import ComputeSettings, RetrievalModel
 from optim.options import LATEST, TrainOptions
 from optim.trainer import Trainer, UpdateTerms
 from utils.distributed import ProcessGroup
-from utils.errors import InputError, counted
+from utils.errors import InputError, Interrupted, RankLost, counted
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.logging import RunLog, progress_bar
+from utils.parallel import WorkerFailed
 from utils.provenance import save_git_state
 from utils.tensors import load_tensors, save_tensors
 
@@ -177,15 +179,21 @@ class RunFolder:
         try:
             save_tensors(self._state_path(progress.updates), {**state, **more, "recipe": self.recipe, "machine": self.machine})
         except InputError as error:
-            states = self._states()
-            rest = f"--resume continues from {states[-1]}" if states else "no older state exists"
-            raise InputError(f"{error}; {rest}") from error
+            raise InputError(f"{error}; {self.how_to_resume()}") from error
         self._saved = dataclasses.replace(progress)
         for old in self._states()[: -self.options.keep_checkpoints]:
             if old != self._state_path(progress.best_update):
                 old.unlink()
         if self.validation_due():
             save_checkpoint(self.path / "ckpt/model_last.pt", state["model"])
+
+    def how_to_resume(self) -> str:
+        """Return the newest state's name, and the command that resumes from it."""
+        states = self._states()
+        what = f"saved {states[-1]}; resume" if states else "nothing saved yet; restart"
+        launcher = "the same launcher and " if self.group.world_size > 1 else ""
+        config = quote(str(self.path / "log/hps.json"))
+        return f"{what} with {launcher}python train_itm_hard_negatives.py --config {config} --resume"
 
     def load_best(self, model: RetrievalModel) -> None:
         """Load the best weights into ``model`` on every rank. Collective."""
@@ -201,6 +209,8 @@ class RunFolder:
             self._bar.close()
         if self.group.is_main:
             self.log.__exit__(kind, error, trace)
+            if isinstance(error, Interrupted | RankLost | WorkerFailed):
+                error.args = (f"{error}; {self.how_to_resume()}",)
 
     def _log(self, kind: str, values: Mapping[str, float]) -> None:
         if self.group.is_main:

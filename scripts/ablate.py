@@ -17,13 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from evaluation.ablation.execution import is_done, metrics_of, run_all
 from evaluation.ablation.grid import Grid, Run, planned
 from evaluation.ablation.table import Metrics, as_csv, as_json, as_markdown, baseline_of, rows_of
 from evaluation.plots.curves import ablation_figure
 from evaluation.plots.style import save_figure
 from optim.options import TrainOptions
-from utils.errors import InputError, counted, one_line_errors
+from utils.errors import InputError, counted
 from utils.files import atomic_file, exclusive_folder, save_json
 from utils.options import read_json_as
 from utils.parallel import cores

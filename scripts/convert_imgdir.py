@@ -19,11 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.boxes import BoxRule
 from data.image_db import ImageDatabaseWriter
 from data.sources import region_files, region_tsv
 from data.sources.regions import Conversion, Source, naming
-from utils.errors import InputError, counted, one_line_errors
+from utils.errors import InputError, counted
 from utils.parallel import add_nproc
 from utils.provenance import made_by
 from utils.signals import StopSignal

@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.sources.captions import captions_of, tokenizer_of, write_captions
 from data.text_db import TextDatabaseWriter
-from utils.errors import counted, one_line_errors
+from utils.errors import counted
 from utils.files import sha256
 from utils.parallel import add_nproc
 from utils.provenance import made_by

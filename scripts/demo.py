@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from examples.scenes.demo import run_demo
-from utils.errors import one_line_errors
 from utils.files import exclusive_folder
 from utils.provenance import ROOT
 

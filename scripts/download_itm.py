@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.sources.download import DATASETS, ORIGINAL, download
-from utils.errors import one_line_errors
 from utils.signals import StopSignal
 
 

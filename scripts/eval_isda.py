@@ -20,6 +20,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.image_db import ImageDatabase
 from data.split import RetrievalSplit
 from data.text_db import TextDatabase
@@ -29,7 +30,7 @@ from evaluation.plots.curves import isda_figure
 from evaluation.plots.style import save_figure
 from evaluation.results import made_with
 from evaluation.retriever import Retriever
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import exclusive_folder, save_json
 from utils.logging import log_to_screen
 from utils.options import option, parse_options, require

@@ -16,12 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.image_db import ImageDatabase
 from evaluation import winoground
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.results import made_with
 from evaluation.retriever import Retriever
-from utils.errors import one_line_errors
 from utils.files import exclusive_folder, save_json, sha256
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options, require

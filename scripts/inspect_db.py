@@ -16,12 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.inspection.images import compare, inspect_images, lmdb_folders
 from data.inspection.reading import Reading
 from data.inspection.report import Report
 from data.inspection.screen import draw, draw_faults, save_plot
 from data.inspection.texts import inspect_texts, is_text_database
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.files import atomic_file
 from utils.parallel import add_nproc
 

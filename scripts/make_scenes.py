@@ -15,12 +15,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.startup import one_line_errors
+
 # The matrices are small: a thread pool in each worker process would cost far more than it saves.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from examples.scenes.captions import CAPTIONS, NUMBERS
 from examples.scenes.dataset import SPLITS, Recipe, make_scenes
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 
 
 @one_line_errors

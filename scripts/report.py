@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from evaluation.report.page import QUERIES, write_report
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 
 
 @one_line_errors

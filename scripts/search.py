@@ -19,11 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.image_db import ImageDatabase
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.retriever import Ranked, Retriever
 from evaluation.tables import fixed
-from utils.errors import InputError, one_line_errors
+from utils.errors import InputError
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options
 

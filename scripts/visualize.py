@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors
 from data.boxes import ImageOptions
 from data.image_db import ImageDatabase
 from data.picture_names import find_pictures
@@ -29,7 +30,7 @@ from evaluation.plots.pair import VIEWS, caption_of, pair_figure
 from evaluation.plots.regions import read_picture
 from evaluation.plots.style import check_format, save_figure, short_names
 from evaluation.retriever import Retriever
-from utils.errors import InputError, nearest, one_line_errors
+from utils.errors import InputError, nearest
 from utils.logging import read_scalars
 from utils.options import check_at_least, check_sizes, option, parse_options, require
 

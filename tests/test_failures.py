@@ -27,8 +27,6 @@ import itertools, model.objective
 hinge, calls = model.objective.hinge, itertools.count(1)
 model.objective.hinge = lambda *rest: hinge(*rest) * (float("nan") if next(calls) == 10 else 1)
 """
-# DataLoader workers look for their parent's death every five seconds.
-WATCHFUL = "import torch.utils.data._utils.worker as worker; worker.MP_STATUS_CHECK_INTERVAL = 0.5\n"
 on_both_launchers = pytest.mark.parametrize("launcher", LAUNCHERS)
 
 
@@ -46,6 +44,11 @@ def start_two(launcher: str, words: list[str], shell: str, ranks: str = "1") -> 
 def train_two(launcher: str, folder: Path, code: str, before: str = ":") -> Process:
     """Start a long training on two ranks, changed by ``code`` on rank 1, and wait for its first checkpoint."""
     process = start_two(launcher, long_training(folder), f"{before}; exec {sys.executable} -c '{code}{TRAIN}' \"$@\"")
+    return saved(process, folder)
+
+
+def saved(process: Process, folder: Path) -> Process:
+    """Return the training once its first checkpoint is there."""
     for _ in range(600):
         if (folder / "run/ckpt/state-2.pt").exists():
             return process
@@ -100,10 +103,56 @@ def test_a_failed_update_on_one_rank(tmp_path: Path, launcher: str, code: str, m
 
 @on_both_launchers
 def test_a_killed_rank(tmp_path: Path, launcher: str) -> None:
-    process = train_two(launcher, tmp_path, WATCHFUL, before=f"echo $BASHPID >{tmp_path}/pid")
+    process = train_two(launcher, tmp_path, "", before=f"echo $BASHPID >{tmp_path}/pid")
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     output = output_of(process, tmp_path, 30)
     assert "Exit code: 137" in output or "(SIGKILL)" in output
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "message"),
+    [
+        ("ulimit -n 20", 2, r"error: cannot start a worker \(Too many open files\)"),
+        ("ulimit -f 10", 2, r"error: \S+: cannot be written \(File too large\)"),
+        ("mount -t tmpfs -o ro tmpfs /dev/shm", 0, "after 2 updates, validation"),
+    ],
+    ids=["descriptors", "file size", "shared memory is read-only"],
+)
+def test_what_the_machine_lacks(tmp_path: Path, shell: str, code: int, message: str) -> None:
+    """Workers need no shared memory, and what they need is named."""
+    namespace = ["unshare", "--map-root-user", "--mount"] if "mount" in shell else []
+    if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces here")
+    words = long_training(tmp_path, n_workers=4, num_train_steps=2, image_cache=0)
+    output = finish(start("", 1, *namespace, "bash", "-c", f'{shell}; exec {sys.executable} "$@"', "bash", *words), 100, code)
+    assert re.search(message, output)
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("to_workers", "to_training", "code", "message"),
+    [
+        (signal.SIGKILL, None, 2, "error: a worker was killed"),
+        (signal.SIGSTOP, signal.SIGTERM, 143, "interrupted by SIGTERM"),
+        (signal.SIGSTOP, signal.SIGINT, 130, "interrupted by SIGINT"),
+        (signal.SIGSTOP, signal.SIGHUP, 129, "interrupted by SIGHUP"),
+    ],
+)
+def test_workers_that_die_or_stall(
+    tmp_path: Path, to_workers: signal.Signals, to_training: signal.Signals | None, code: int, message: str
+) -> None:
+    """The state is saved all the same, and the last line says how to resume."""
+    process = saved(start("", 1, sys.executable, *long_training(tmp_path, n_workers=2, image_cache=0)), tmp_path)
+    for child in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split():
+        os.kill(int(child), to_workers)
+    if to_training:
+        time.sleep(2)
+        os.kill(process.pid, to_training)
+    line = output_of(process, tmp_path, 30).splitlines()[-1]
+    assert process.returncode == code
+    end = re.fullmatch(rf"{message}.*; saved (\S+/state-\d+.pt); resume with python train_itm_\S+ --config \S+ --resume", line)
+    assert end, line
+    assert Path(end[1]).exists()
 
 
 def test_two_hosts(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_killed_at_random_moments(tmp_path: Path, whole: Path, kills: int) -> No
         assert_same_results(whole, finished)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_ends(tmp_path: Path, whole: Path, number: int, code: int) -> None:
     """Before any state is due; like a terminal, signal the DataLoader's worker along with the training."""
     extra = {"n_workers": 1, "save_steps": 1000}
@@ -205,7 +205,7 @@ def test_a_full_disk_keeps_the_older_state(tmp_path: Path, whole: Path) -> None:
     limit = 3 * (whole / "ckpt/model_last.pt").stat().st_size + 500_000
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     output = finish(fork(options(tmp_path / "run"), prepare=limited), 200, code=2)
-    assert re.search(r"error: \S+/state-7\.pt: cannot be written \(File too large\); --resume \w+ from \S+/state-7\.pt", output)
+    assert re.search(r"error: \S+/state-7\.pt: cannot be written \(File too large\); saved \S+/state-7\.pt", output)
     train(tmp_path / "run", "--resume")
     assert_same_results(whole, tmp_path / "run")
 

@@ -142,6 +142,7 @@ class ProcessGroup:
             if self.is_main:
                 print_error(error)
             self.share(None)  # or the launcher might kill rank 0 before it has printed
+            self._close()  # or C++ might complain of its threads
             sys.exit(2)
         if isinstance(error, InputError):
             print_error(f"rank {self.rank} on {socket.gethostname()}: {error}")

@@ -24,8 +24,8 @@ class RankLost(RuntimeError):
 class Interrupted(KeyboardInterrupt):
     """A signal asked this program to end."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
+    def __init__(self, number: int, advice: str = "") -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}{advice}")
         self.number = number
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from utils.errors import InputError, nearest
 from utils.files import read_object
+from utils.parallel import cores
 
 Options = TypeVar("Options")
 PrecisionName = Literal["fp32", "bf16", "fp16"]
@@ -156,8 +157,15 @@ class MachineOptions:
     fp16: bool = option(
         False, "the same as precision fp16 on a CUDA device; elsewhere fp32, with a warning", affects_result=False
     )
-    n_workers: int = option(4, "processes that read and decode data; 0 reads in the main process", affects_result=False)
+    n_workers: int | None = option(
+        None, "processes that read data; 0 reads in the main process; default: one per core, at most 4", affects_result=False
+    )
     pin_mem: bool = option(True, "read into page-locked memory if the device is a GPU", affects_result=False)
+
+    @property
+    def workers(self) -> int:
+        """The number of processes that read data."""
+        return min(4, cores()) if self.n_workers is None else self.n_workers
 
 
 def require(options: object, *names: str) -> None:
@@ -175,8 +183,8 @@ def check_sizes(options: object) -> None:
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:
-    """Raise ``InputError`` for the first of these options that is less than ``least``, or not finite."""
+    """Raise ``InputError`` for the first of these options that is less than ``least``, or not finite; None is neither."""
     for name in names:
         value = getattr(options, name)
-        if not (value >= least and math.isfinite(value)):
+        if value is not None and not (value >= least and math.isfinite(value)):
             raise InputError(f"{name} is {value}, expected at least {least}")

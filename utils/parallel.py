@@ -7,19 +7,23 @@ a result if the worker that was sending it is killed, and its workers stay if th
 from __future__ import annotations
 
 import argparse
+import atexit
 import multiprocessing
 import os
-import signal
-import threading
+import pickle
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from utils.errors import InputError
-from utils.signals import SIGNALS, leave_to_parent
+from utils.signals import blocked, leave_to_parent
 
 MAX_PROCESSES = 256
 Item = TypeVar("Item")
@@ -43,38 +47,75 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
-    """Yield ``function(item)`` in the order of ``items``, of which at most 4 per process are taken ahead of the caller.
+class WorkerFailed(InputError):
+    """The machine, not the input, is to blame: a worker process was killed, or none can be started."""
 
-    With one process everything is done in this one. Raises ``InputError`` if a worker is killed.
+
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    processes: int,
+    *,
+    finish: Callable[[Result], Any] = lambda result: result,
+    ahead: int = 4,
+    method: Literal["spawn", "fork"] = "spawn",
+    option: str = "--nproc (--workers of make_scenes.py)",
+) -> Iterator[Any]:
+    """Yield ``finish(function(item))`` in the order of ``items``; ``function`` is called in worker processes.
+
+    Args:
+        processes: their number; instead of a single one that is spawned, this process is used.
+        finish: called in a thread of this process.
+        ahead: how many items per process are taken ahead of the caller.
+        method: how processes start; a fork is fast, and needs care with open files and threads.
+        option: what the user calls ``processes``.
+
+    Raises ``WorkerFailed``, and what ``function`` raises.
     """
-    if processes == 1:
-        yield from map(function, items)
+    if processes == 1 and method == "spawn":
+        yield from map(finish, map(function, items))
         return
     workers: list[_Worker] = []
-    of_thread = threading.local()
+    idle: SimpleQueue[_Worker] = SimpleQueue()
 
-    def apply(item: Item) -> Result:
-        if not hasattr(of_thread, "worker"):
-            of_thread.worker = _Worker(function)
-            workers.append(of_thread.worker)
-        result: Result = of_thread.worker(item)
+    def apply(item: Item) -> Any:
+        worker = idle.get()
+        try:
+            result = worker(item)
+        except (EOFError, OSError) as error:
+            message = f"a worker was killed, perhaps because memory ran out; try a lower {option}"
+            failures.append(WorkerFailed(message))
+            raise failures[-1] from error
+        finally:
+            idle.put(worker)
+        return finish(result)
+
+    def oldest() -> Any:
+        result = pending.popleft().result()
+        if failures:  # without waiting for its turn
+            raise failures[0]
         return result
 
-    pending: deque[Future[Result]] = deque()
+    pending: deque[Future[Any]] = deque()
+    failures: list[WorkerFailed] = []
     threads = ThreadPoolExecutor(processes)
     try:
         for item in items:
+            if len(workers) < processes:
+                try:
+                    workers.append(_Worker(function, multiprocessing.get_context(method)))
+                except OSError as error:
+                    message = f"cannot start a worker ({error.strerror}); try a lower {option}, or see ulimit -a"
+                    raise WorkerFailed(message) from error
+                idle.put(workers[-1])
             pending.append(threads.submit(apply, item))
-            if len(pending) > 4 * processes:
-                yield pending.popleft().result()
+            if len(pending) > ahead * processes:
+                yield oldest()
         while pending:
-            yield pending.popleft().result()
-    except BaseException:
-        for worker in workers:
-            worker.process.kill()
-        raise
+            yield oldest()
     finally:
+        for worker in workers:  # what they hold is nobody's; a forked one also holds the pipes of those before it
+            worker.process.kill()
         threads.shutdown(cancel_futures=True)
         for worker in workers:
             worker.close()
@@ -83,40 +124,53 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], processe
 class _Worker:
     """A process that applies ``function`` to one item at a time; either side sees the other's death as the end of the pipe."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would share this process's open databases
+    def __init__(self, function: Callable[[Any], Any], context: Any) -> None:
         self._pipe, remote = context.Pipe()
-        self.process = context.Process(target=_serve, args=(function, remote), daemon=True)
-        # Of this thread, and of the child until it ignores them: Ctrl-C must not print a traceback of its first imports.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self.process.start()
-        remote.close()
+        with remote, blocked():  # Ctrl-C must not print a traceback of the child's first imports
+            self.process = context.Process(target=_serve, args=(function, remote, self._pipe), daemon=True)
+            self.process.start()
 
     def __call__(self, item: Any) -> Any:
-        try:
-            self._pipe.send(item)
-            result, failure = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            reason = "a worker was killed, perhaps because memory ran out"
-            raise InputError(f"{reason}; try a lower --nproc (--workers of make_scenes.py)") from error
+        self._pipe.send(item)
+        sizes = self._pipe.recv()
+        head, *views = [np.empty(size, np.uint8).data for size in sizes]
+        for view in (head, *views):
+            while view:
+                if not (count := os.readv(self._pipe.fileno(), [view])):
+                    raise EOFError
+                view = view[count:]
+        result, failure, trace = pickle.loads(head, buffers=views)
         if failure is not None:
-            raise failure
+            raise failure from RuntimeError(f"in a worker process:\n{trace}")
         return result
 
     def close(self) -> None:
-        """End the process, which must be idle or killed."""
+        """Release what the killed process leaves."""
         self._pipe.close()
         self.process.join()
 
 
-def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
+def _serve(function: Callable[[Any], Any], pipe: Connection, parents: Connection) -> None:
     leave_to_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    parents.close()  # so that the pipe ends with the parent
     with suppress(EOFError, OSError):  # the parent has closed the pipe or died
         while True:
             item = pipe.recv()
             try:
-                answer: tuple[Any, Exception | None] = function(item), None
+                answer: tuple[Any, ...] = function(item), None, ""
             except Exception as error:
-                answer = None, error
-            pipe.send(answer)
+                answer = None, error, traceback.format_exc()
+            buffers: list[pickle.PickleBuffer] = []  # not copied into the pickle
+            head = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+            views = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+            pipe.send([view.nbytes for view in views])
+            for view in views:
+                while view:
+                    view = view[os.write(pipe.fileno(), view) :]
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """Kill what an exception left behind: multiprocessing would send SIGTERM, which workers ignore, and wait."""
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once where nothing can be lost, otherwise once the work at hand is done."""
+"""SIGTERM, SIGHUP and Ctrl-C: at once where nothing can be lost, otherwise once the work at hand is done."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 
 from utils.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_KEY = 1.0  # seconds within which one Ctrl-C may arrive twice, from the terminal and from the launcher
 
 
 class StopSignal:
-    """Raise ``Interrupted`` in the main thread on SIGTERM or SIGINT; later within ``deferred``. Use it as a context manager.
+    """Raise ``Interrupted`` in the main thread on one of ``SIGNALS``; later within ``deferred``. Use it as a context manager.
 
     Only the first signal counts, so that nothing interrupts the clean-up that it causes; but a later Ctrl-C raises
     ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process ignores
-    stays ignored.
+    stays ignored. ``advice`` is appended to the message.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, advice: str = "") -> None:
+        self._advice = advice
         self._received: int | None = None
         self._received_at = 0.0
         self._deferring = False
@@ -45,17 +46,27 @@ class StopSignal:
         self._deferring = True
         try:
             yield
-        except RuntimeError:  # the signal may have ended a DataLoader worker or another rank, too
+        except RuntimeError:  # the signal may have ended another rank, too
             self.check()
             raise
         finally:
             self._deferring = False
         self.check()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within ``deferred``: raise ``Interrupted`` at once all the same, while there is only a wait to interrupt."""
+        deferring, self._deferring = self._deferring, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._deferring = deferring
+
     def check(self) -> None:
         """Raise ``Interrupted`` if a signal has arrived."""
         if self._received is not None:
-            raise Interrupted(self._received)
+            raise Interrupted(self._received, self._advice)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
@@ -77,6 +88,16 @@ def killable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def blocked() -> Iterator[None]:
+    """Delay signals in this thread, and in a child process that starts within the block until it ignores them."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def leave_to_parent() -> None:

@@ -21,7 +21,7 @@ from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
 from utils import files
 from utils.errors import InputError
 from utils.files import short_repr
-from utils.signals import leave_to_parent
+from utils.signals import blocked, leave_to_parent
 
 UNREADABLE = "files that cannot be read"
 PATIENCE = 300.0  # seconds without progress after which a child process is killed
@@ -87,8 +87,8 @@ def _child(folder: Path, produce: Callable[..., Iterable[Any]], *args: Any) -> I
         return _ChildDied(f"{folder / 'data.mdb'}: {where}, the process that read it {how}")
 
     process = _FORK.Process(target=serve, daemon=True)
-    process.start()
-    theirs.close()
+    with theirs, blocked():
+        process.start()
     try:
         yield items()
     finally:

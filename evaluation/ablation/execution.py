@@ -106,7 +106,7 @@ def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, progra
     model = ["--checkpoint", str(run.weights(grid.checkpoint)), "--train_config", str(run.folder / "log/hps.json")]
     model += ["--device", run.options.device, *(["--precision", run.options.precision] if run.options.precision else [])]
     if not recalls.exists():
-        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(run.options.n_workers)]
+        databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(run.options.workers)]
         programs.run("inf_itm.py", [*databases, *model, "--output_dir", str(recalls.parent)], log)
     if winoground and not winoground.exists():
         examples = ["--examples", grid.winoground_examples or "", "--img_db", grid.winoground_img_db or ""]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from signal import SIGINT, SIGTERM, raise_signal
+from signal import SIGHUP, SIGINT, SIGTERM, raise_signal
 
 import pytest
 
@@ -15,8 +15,16 @@ from utils import signals
 from utils.errors import Interrupted
 from utils.signals import StopSignal
 
+AT_TORCH = """
+import builtins, runpy, signal, sys
+original = builtins.__import__
+builtins.__import__ = lambda name, *rest: (name == "torch" and signal.raise_signal(2), original(name, *rest))[1]
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
-@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGHUP])
 def test_at_once_or_deferred(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with StopSignal(), pytest.raises(Interrupted) as caught:
@@ -27,8 +35,8 @@ def test_at_once_or_deferred(number: signal.Signals) -> None:
         with pytest.raises(Interrupted), stop.deferred():  # noqa: PT012
             raise_signal(number)
             reached.append("end of the block")
-        with pytest.raises(Interrupted):
-            stop.check()
+        with pytest.raises(Interrupted), stop.deferred(), stop.at_once():
+            reached.append("a wait")
     assert reached == ["end of the block"]
     assert signal.getsignal(number) is before
 
@@ -38,7 +46,7 @@ def test_an_error_caused_by_the_signal_counts_as_the_signal(numbers: list[int], 
     with StopSignal() as stop, pytest.raises(raised), stop.deferred():  # noqa: PT012
         for number in numbers:
             raise_signal(number)
-        raise RuntimeError("a DataLoader worker has died")
+        raise RuntimeError("another rank has died")
 
 
 def test_only_a_later_ctrl_c_interrupts_the_clean_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +61,12 @@ def test_only_a_later_ctrl_c_interrupts_the_clean_up(monkeypatch: pytest.MonkeyP
         reached.append("saved")
     assert not isinstance(caught.value, Interrupted)
     assert reached == ["saving"]
+
+
+@pytest.mark.parametrize("program", ["inf_itm.py", "scripts/search.py"])
+def test_ctrl_c_during_the_imports(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", AT_TORCH, program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
