@@ -131,7 +131,10 @@ def collate(
     for image in images:
         width = image.features.shape[1]
         if width != limits.img_dim:
-            raise InputError(f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}")
+            raise InputError(
+                f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}; use features of "
+                "the detector that the model was trained on"
+            )
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
         text_ids=tuple(text.id for text in texts),

@@ -1,4 +1,4 @@
-"""Which boxes of an image a database keeps, and how its folders and files are named after that (see docs/formats.md)."""
+"""Which boxes of an image are kept, and the folder and file names that encode this (see docs/formats.md)."""
 
 from __future__ import annotations
 

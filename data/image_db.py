@@ -178,7 +178,7 @@ def encode_image(
 class ImageDatabaseWriter:
     """Writes one LMDB folder of an image database and its JSON of box counts; both appear when the ``with`` block succeeds.
 
-    ``rule`` None writes every box into ``all/``. ``made``, which may be set meanwhile, is the provenance to write to
+    ``rule`` None writes every box into ``all/``. ``made``, set before the block ends, is the provenance to write to
     ``made_<folder>.json``. Raises ``InputError`` if the folder exists, for a name that occurs twice, for arrays that
     ``encode_image`` refuses, if no image was put, and if the JSON that is already there belongs to other images.
     """
@@ -244,4 +244,6 @@ class ImageDatabaseWriter:
             save_json(self._note, self.made)
 
     def _disagree(self) -> NoReturn:
-        raise InputError(f"{self._sidecar}: belongs to {self._twin.name}, which has other images or numbers of boxes")
+        raise InputError(
+            f"{self._sidecar}: belongs to {self._twin.name}, which has other images or numbers of boxes; choose another output"
+        )

@@ -86,7 +86,7 @@ def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
 
 
 def _naming(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``read``, and put the name of the array in front of what is wrong with it."""
+    """Call ``read``; prefix its errors with the name of the array."""
     try:
         return read(*arguments)
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:

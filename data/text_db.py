@@ -54,7 +54,7 @@ class TextDatabase:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise InputError(f"{self.path}: no such text database")
+            raise InputError(f"{self.path}: no such folder; expected a text database, such as itm_flickr30k_test.db")
         self._store = LmdbReader(self.path)
         self.meta = meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
@@ -81,7 +81,7 @@ class TextDatabase:
     def _read_images(self) -> dict[str, str]:
         """Read the image of each text from ``img2txts.json``, with which ``txt2img.json`` must agree on all ``ids``.
 
-        Its keys are one string per image. Those of ``txt2img.json`` are one per text, which would fill memory.
+        The result shares one string per image; the values of ``txt2img.json`` are one string per text, which would fill memory.
         """
         image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
         image_of = read_map(image_file, IMAGE_NAMES)

@@ -26,7 +26,7 @@ class Candidates(NamedTuple):
     """The images to score each text with; at least one pair in all.
 
     Attributes:
-        images: (P,) int32, indices of images, text by text, rising for each text.
+        images: (P,) int32, indices of images, text by text, ascending for each text.
         bounds: (T + 1,) int64, where the images of each text begin and end in ``images``.
     """
 

@@ -200,7 +200,7 @@ class Retriever:
         return scores
 
     def rank(self, text: str | Text, image_db: ImageDatabase, top: int | None = None) -> list[Ranked]:
-        """Return the images of a database, all or the ``top`` ones, by falling score; ties keep the database's order.
+        """Return the images of a database, all or the ``top`` ones, by descending score; ties keep the database's order.
 
         Reads the database in blocks; memory holds one block and all names and scores. Raises ``InputError`` as ``rank_each``.
         """

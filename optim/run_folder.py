@@ -40,7 +40,7 @@ STATE_PARTS = {"model", "optimiser", "scaler", "progress", "best_weights", "reci
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """Progress of a training run.
 
     Attributes:
         updates: updates done.
@@ -170,7 +170,7 @@ class RunFolder:
         """Write the training state, ``state`` being the trainer's, and delete older ones beyond ``keep_checkpoints``.
 
         Raises:
-            InputError: the disk refuses, or a number is not finite; older states are kept.
+            InputError: the file cannot be written, or a number is not finite; older states are kept.
         """
         progress = self.progress
         if not self.group.is_main or progress == self._saved:

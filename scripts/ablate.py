@@ -3,7 +3,7 @@
 
     python scripts/ablate.py GRID.json --output DIR
 
-A second call resumes an interrupted ablation and runs what was added to the grid (docs/training.md).
+Rerunning resumes an interrupted ablation and runs additions to the grid (docs/training.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make an image database from region features, in any of the forms that detectors write them.
+"""Make an image database from region features in any supported detector format.
 
     python scripts/convert_imgdir.py --img_dir features/ --output img_db/flickr30k
     python scripts/convert_imgdir.py --tsv karpathy_val_resnet101_faster_rcnn_genome.tsv.0 … --prefix coco_val2014_ --output …
@@ -71,7 +71,9 @@ def open_sources(options: argparse.Namespace) -> tuple[Iterable[Source], int | N
 
 def warn_of_detector(name: str) -> None:
     """Warn on stderr that the published weights do not fit these features."""
-    print(f"warning: UNITER's weights were trained on other features than {name}'s; expect to train anew", file=sys.stderr)
+    print(
+        f"warning: UNITER's weights were trained on other features than {name}'s; the model must be retrained", file=sys.stderr
+    )
 
 
 @one_line_errors

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ISDa: the distance of attention among the words of annotated objects from that among their regions.
+"""Measure ISDa: the distance between attention among the words of annotated objects and among their regions.
 
 python scripts/eval_isda.py --entities DIR --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR [--txt_db DB]
 

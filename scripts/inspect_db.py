@@ -1,4 +1,4 @@
-"""Show what is in a text or an image database, and check it; with one of each, also whether they fit each other.
+"""Show and check a text or an image database; given one of each, also check that they match.
 
     python scripts/inspect_db.py itm_flickr30k_test.db img_db/flickr30k --plot flickr30k.png
 

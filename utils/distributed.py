@@ -42,7 +42,7 @@ def connect(environment: Mapping[str, str] = os.environ) -> ProcessGroup:
         if not missing:
             return TorchDistributed(environment)
         if _integer(environment, "WORLD_SIZE", "1") > 1:
-            raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
+            raise InputError(f"WORLD_SIZE is set, but {', '.join(missing)} is not; start with torchrun")
         if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
             group = Horovod("OMPI_COMM_WORLD_SIZE")
             if group.world_size != _integer(environment, "OMPI_COMM_WORLD_SIZE"):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
-BUSY = "another run is at work in this folder, expected one at a time; wait for it or choose another folder"
+BUSY = "another run is using this folder; wait for it or choose another"
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
@@ -154,7 +154,7 @@ def new_folder(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Raises ``InputError`` if ``path`` is anything but a file, or the disk refuses.
+    Raises ``InputError`` if ``path`` is anything but a file, or the file cannot be written.
     """
     path = Path(path)
     if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
@@ -179,7 +179,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Make a hidden folder that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     What a killed process left of it is removed first. Raises ``InputError`` if ``path`` exists, another process is writing it,
-    or the disk refuses.
+    or the file cannot be written.
     """
     path = Path(path)
     if os.path.lexists(path):

@@ -172,7 +172,7 @@ def require(options: object, *names: str) -> None:
     """Raise ``InputError`` for the first of these options that is not set."""
     for name in names:
         if not getattr(options, name):
-            raise InputError(f"{name} is missing: it is required and has no default")
+            raise InputError(f"{name} is missing; give --{name} or set it in the JSON file of --config")
 
 
 def check_sizes(options: object) -> None:

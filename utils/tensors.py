@@ -38,7 +38,7 @@ def save_tensors(path: str | Path, value: Any) -> None:
     """Write dictionaries, lists and tuples of tensors, numbers and strings, atomically.
 
     Raises:
-        InputError: the disk refuses, or a number is not finite; the former file at ``path`` is kept.
+        InputError: the file cannot be written, or a number is not finite; the former file at ``path`` is kept.
     """
     _check_finite(path, value)
     with atomic_file(path) as file:
@@ -61,7 +61,7 @@ def load_tensors(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can make torch raise anything
             reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
-            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason}); copy or download it again") from error
 
 
 class _Stream:
@@ -87,7 +87,7 @@ def _check_finite(path: str | Path, value: Any, name: str = "") -> None:
         for key, item in value.items():
             _check_finite(path, item, f"{name} {key}".strip())
     elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise InputError(f"{path}: not written, {name} is not finite")
+        raise InputError(f"{path}: not written, {name} is not finite; lower learning_rate")
 
 
 def _check(file: IO[bytes]) -> None:

@@ -114,7 +114,7 @@ def _compare_names(
 
 
 def _check(layout: Layout, store: LmdbReader, records: Sequence[tuple[str, int | None]]) -> Summary:
-    """Check records, given as name and number of boxes by the sidecar file, None where this lacks it."""
+    """Check records, given as name and number of boxes by the sidecar file, None if it lacks it."""
     summary = Summary()
     for name, boxes in records:
         try:
@@ -175,7 +175,7 @@ def _value_faults(key: str, values: np.ndarray) -> Iterator[tuple[str, str]]:
         checks["images with boxes of x2 < x1 or y2 < y1"] = values[:, 2:4] < values[:, :2]
         checks["images with boxes whose w h are not x2 - x1 and y2 - y1"] = wrong_sizes(values)
     elif key == "conf":
-        checks["images whose boxes are not in falling confidence"] = np.diff(values, prepend=np.inf) > 0
+        checks["images whose boxes are not in descending confidence"] = np.diff(values, prepend=np.inf) > 0
         checks["images with confidences outside [0, 1]"] = (values < 0) | (values > 1)
     for kind, wrong in checks.items():
         if wrong.any():

@@ -70,7 +70,7 @@ def inspect_texts(path: Path, reading: Reading) -> tuple[Report, dict[str, str] 
 
 
 def _check(vocab_size: int, unk: int, store: LmdbReader, records: Sequence[tuple[str, int | None, str | None]]) -> Summary:
-    """Check records, given as id, length and image by the sidecar files, None where these lack it."""
+    """Check records, given as id, length and image by the sidecar files, None if they lack it."""
     summary = Summary()
     for text_id, length, image in records:
         try:

@@ -93,7 +93,7 @@ def read_sentences(path: Path) -> list[Caption]:
 
 
 def parse_caption(line: str) -> Caption:
-    """Separate words from marks. Raises ``ValueError`` for a mark that is damaged, nested, or lacks its other end."""
+    """Separate words from marks. Raises ``ValueError`` for a mark that is damaged, nested or unclosed."""
     words: list[str] = []
     phrases: list[Phrase] = []
     opening: re.Match[str] | None = None
@@ -132,7 +132,7 @@ def read_boxes(path: Path) -> tuple[dict[int, np.ndarray], frozenset[int]]:
 def _parse(data: bytes) -> ElementTree.Element:
     """The elements of an XML file, each with the attribute ``line``, where it ends, instead of its own attributes.
 
-    Raises ``ValueError`` for what only hostile files have; a document type before any entity in it is expanded or fetched.
+    Raises ``ValueError`` for what only hostile files have; refuses a document type before any entity is expanded or fetched.
     """
     parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
     numbers = iter(range(_MAX_ELEMENTS))

@@ -1,8 +1,8 @@
 """Read numbers, text and numpy arrays from a pickled dict without calling anything that the pickle names.
 
-MMF and MILVLG's extractor pickle boxes and confidences. To restrict ``pickle.Unpickler.find_class`` would not be enough: a few
-bytes can make that unpickler reserve gigabytes for its memo, or hang on a dict key of nested tuples. So this is Python's second
-unpickler, the one written in Python, which lets dicts be restricted too.
+MMF and MILVLG's extractor pickle boxes and confidences. Restricting ``pickle.Unpickler.find_class`` is not enough: a few
+bytes can make the C unpickler reserve gigabytes for its memo, or hang on a dict key of nested tuples. Hence the unpickler
+written in Python, whose dicts can be restricted too.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_plain(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
-    """Those of the ``wanted`` entries that the pickled dict has: arrays, numbers, text; other values are of no use.
+    """Return those ``wanted`` entries that the pickled dict has: arrays, numbers or text.
 
     Raises ``ValueError`` for any other pickle.
     """

@@ -24,7 +24,7 @@ from data.sources.captions import all_captions
 from utils.files import short_repr
 from utils.parallel import in_order
 
-_TOLERANCE = 1.0  # pixels by which a box may leave its image: to some detectors the last column is w, to others w - 1
+_TOLERANCE = 1.0  # pixels by which a box may leave its image: some detectors number the last column w, others w - 1
 
 Arrays = dict[str, np.ndarray]
 Naming = Callable[[str], str]  # from an image's id in the detector's output to its name in the database; raises ValueError
@@ -79,7 +79,7 @@ class Conversion:
             record, boxes, features = encoded
             width = width or features
             if name in database:
-                self.failures.append((place, f"image {short_repr(name)} is there already, the first one is kept"))
+                self.failures.append((place, f"image {short_repr(name)} occurs twice; the first one is kept"))
             elif features != width:
                 self.failures.append((place, f"has {features} features per box, expected {width} as in the first image"))
             else:

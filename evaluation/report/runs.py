@@ -157,7 +157,7 @@ def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extre
 
 
 class Cell(NamedTuple):
-    """A recall in the table of all runs, with what is known of its interval and of its difference to the first run's."""
+    """A recall in the table of all runs, with its interval and its difference to the first run's, if known."""
 
     value: float
     interval: list[float | None] | None

@@ -130,7 +130,7 @@ def test_an_error_in_a_worker_stays_one_line() -> None:
     [
         ({"negative_size": 39, "world_size": 6}, r"34 texts per rank \(of 6\).*expected negative_size 39"),
         ({"max_txt_len": 1}, "0 texts"),
-        ({"neighbours": {"a": ["b"]}}, "neighbours: has 'a' and the like, expected images of the training databases, like '"),
+        ({"neighbours": {"a": ["b"]}}, "neighbours: names no image of the training databases; has 'a', expected names like '"),
     ],
 )
 def test_too_little_to_draw_from(changes: dict[str, Any], message: str) -> None:

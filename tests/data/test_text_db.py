@@ -89,7 +89,7 @@ def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> 
         (database / name).write_text(contents) if contents else (database / name).unlink()
         with pytest.raises(InputError, match=f"{name}: {message}"):
             TextDatabase(database)
-    with pytest.raises(InputError, match=r"nowhere\.db: no such text database"):
+    with pytest.raises(InputError, match=r"nowhere\.db: no such folder; expected a text database"):
         TextDatabase(database.with_name("nowhere.db"))
 
 

@@ -33,7 +33,10 @@ from utils.errors import InputError
 
 REFUSED, NOT_FINITE = "records that are refused: ", "images whose {} has numbers that are not finite"
 OUTSIDE, TURNED = "images with boxes outside [0, 1]", "images with boxes of x2 < x1 or y2 < y1"
-SHAPES, RISING = "images with boxes whose w h are not x2 - x1 and y2 - y1", "images whose boxes are not in falling confidence"
+SHAPES, RISING = (
+    "images with boxes whose w h are not x2 - x1 and y2 - y1",
+    "images whose boxes are not in descending confidence",
+)
 SOUND = {name: array.astype(np.float16) for name, array in regions(3, 0).items()}
 
 

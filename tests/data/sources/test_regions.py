@@ -81,7 +81,7 @@ def test_names_by_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     source = ("--tsv", tmp_path / "a.tsv", "--prefix", "coco_val2014_")
     code, errors = convert(capsys, *source, "--output", tmp_path / "db")
     assert code == 1
-    assert "row 2 ('42'): image 'coco_val2014_000000000042.npz' is there already, the first one is kept\n" in errors
+    assert "row 2 ('42'): image 'coco_val2014_000000000042.npz' occurs twice; the first one is kept\n" in errors
     assert "row 4 ('dog'): its id 'dog' has no number, which --prefix needs\n" in errors
     database = ImageDatabase(tmp_path / "db")
     assert database.names() == ["coco_val2014_000000000042.npz", "coco_val2014_000000000077.npz"]
