@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from data.checks import check_vocabularies
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation import recall
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             model.to(device)
             limits, compressed = config.input_limits, options.compressed_db
             split = RetrievalSplit(options.txt_db, options.img_db, limits, options.box_rule, compressed=compressed)
-            stack.enter_context(split)
+            check_vocabularies({options.txt_db: stack.enter_context(split).text_db.meta}, options.checkpoint)
             text_ids, image_names = split.text_db.ids, split.image_names
             candidates = read_candidates(options.candidates, text_ids, image_names) if options.candidates else None
             origin = {

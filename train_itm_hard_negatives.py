@@ -17,6 +17,7 @@ from contextlib import ExitStack
 import torch
 
 from data.batch import AnchorBatch
+from data.checks import check_vocabularies
 from data.datasets import HardNegativeDataset, read_neighbours
 from data.image_cache import ImageCache
 from data.loader import Loader
@@ -33,7 +34,8 @@ from optim.options import TrainOptions
 from optim.run_folder import RunFolder, recipe_of
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
-from utils.errors import InputError, Interrupted, RankLost
+from utils.errors import InputError, Interrupted, RankLost, counted
+from utils.files import save_json
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.parallel import WorkerFailed
@@ -59,20 +61,15 @@ def main(argv: Sequence[str]) -> None:
             loader = Loader(device, options.workers, options.pin_mem)
 
             def open_split(txt_db: str, img_db: str, max_txt_len: int = -1) -> RetrievalSplit:
-                split = RetrievalSplit(
-                    txt_db,
-                    img_db,
-                    config.input_limits,
-                    options.box_rule,
-                    compressed=options.compressed_db,
-                    max_txt_len=max_txt_len,
-                )
-                return stack.enter_context(split)
+                rule, form = options.box_rule, {"compressed": options.compressed_db, "max_txt_len": max_txt_len}
+                return stack.enter_context(RetrievalSplit(txt_db, img_db, config.input_limits, rule, **form))
 
             databases = zip(options.train_txt_dbs, options.train_img_dbs, strict=True)
             training = [open_split(*pair, options.max_txt_len) for pair in databases]
             val = open_split(options.val_txt_db, options.val_img_db)
             test = open_split(options.test_txt_db, options.test_img_db) if options.test_txt_db else None
+            texts_of = [split.text_db for split in (*training, val, test) if split]
+            check_vocabularies({texts.path: texts.meta for texts in texts_of}, options.checkpoint)
             dataset = HardNegativeDataset(
                 training,
                 negative_size=options.negative_size,
@@ -92,18 +89,17 @@ def main(argv: Sequence[str]) -> None:
             threads = torch.get_num_threads() if device.type == "cpu" else None
             machine = {"workers": group.world_size, "device": device.type, "threads": threads}
             run = stack.enter_context(RunFolder(options, recipe, machine, config, group))
+            if group.is_main:
+                save_json(run.path / "log/vocabulary.json", texts_of[0].meta)
         run.restore(trainer)
         group.broadcast(model.state_dict().values())
         if not run.progress.updates:
             LOGGER.info("weights from %s", origin)
         texts = sum(map(len, dataset.texts))
-        LOGGER.info("%s; %s on %s; %d training texts", group.launcher, compute.precision.name, device, texts)
-        LOGGER.info(
-            "an update has %d micro-steps, %d per rank; the loss terms are weighted as with %d per rank",
-            trainer.micro_steps * group.world_size,
-            trainer.micro_steps,
-            options.train_batch_size,
-        )
+        LOGGER.info("%s; %s on %s; %s", group.launcher, compute.precision.name, device, counted(texts, "training text"))
+        steps = counted(trainer.micro_steps * group.world_size, "micro-step")
+        weighted = "the loss terms are weighted as with %d per rank"
+        LOGGER.info(f"an update has %s, %d per rank; {weighted}", steps, trainer.micro_steps, options.train_batch_size)
         with group.raise_on_all_ranks():
             cache = ImageCache.of(training, loader, options.image_cache * 2**30)
         dataset.without_images = cache is not None

@@ -1,4 +1,4 @@
-"""What the machine can do and what a process takes of it: time, peak memory, and the fastest matrix product."""
+"""Time, peak memory, and the machine's fastest matrix product."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --model_config config/uniter-base.json --micro_steps 1 --updates 2
 
 Data are random, of Flickr30k's sizes, in a real database. Besides the ranks' updates it times as many processes side by side
-that do not communicate: what those lose, the machine lacks (memory bandwidth, shared cores), not the program.
+that do not communicate: their slowdown is due to the machine (memory bandwidth, shared cores), not to the program.
 """
 
 from __future__ import annotations

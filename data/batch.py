@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.image_db import Image
 from data.text_db import Text
-from utils.errors import InputError
+from utils.errors import InputError, counted
 
 
 class InputLimits(NamedTuple):
@@ -131,7 +131,10 @@ def collate(
     for image in images:
         width = image.features.shape[1]
         if width != limits.img_dim:
-            raise InputError(f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}")
+            raise InputError(
+                f"image {image.name!r} has features of width {width}, the model has img_dim {limits.img_dim}; use features of "
+                "the detector that the model was trained on"
+            )
     tokens = [np.concatenate([[cls_id], text.input_ids, [sep_id]]) for text in texts]
     return PairBatch(
         text_ids=tuple(text.id for text in texts),
@@ -147,7 +150,7 @@ def check_length(text_id: str, length: int, limits: InputLimits) -> None:
     """Raise ``InputError`` if a text of ``length`` word pieces does not fit the position table."""
     if length + 2 > limits.max_positions:
         raise InputError(
-            f"text {text_id!r} has {length} word pieces, expected at most {limits.max_positions - 2}: "
+            f"text {text_id!r} has {counted(length, 'word piece')}, expected at most {limits.max_positions - 2}: "
             f"max_position_embeddings {limits.max_positions} less [CLS] and [SEP]"
         )
 

@@ -1,4 +1,4 @@
-"""Which boxes of an image a database keeps, and how its folders and files are named after that (see docs/formats.md)."""
+"""Which boxes of an image are kept, and the folder and file names that encode this (see docs/formats.md)."""
 
 from __future__ import annotations
 
@@ -82,6 +82,13 @@ class Layout:
         if self.rule is None:
             return "nbb.json"
         return "" if self.rule.fixed else f"nbb_{self.rule.suffix}.json"
+
+    @property
+    def options(self) -> str:
+        """Options of a program that reads the database."""
+        rule, flag = self.rule or PUBLISHED_RULE, "--compressed_db" if self.compressed else "--no-compressed_db"
+        boxes = f"--num_bb {rule.num_bb}" if rule.fixed else f"--max_bb {rule.max_bb} --min_bb {rule.min_bb}"
+        return f"--conf_th {rule.conf_th:g} {boxes} {flag}"
 
     def describe(self) -> str:
         """Return which boxes the database has, and the format of its records."""

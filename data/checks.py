@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.errors import InputError
-from utils.files import read_json, short_repr
+from utils.errors import InputError, counted
+from utils.files import read_object, short_repr
 
+# The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
+HALF_STEP = float(np.finfo(np.float16).eps)
 _DIMENSIONS = {"features": 2, "norm_bb": 2, "conf": 1}
 
 
@@ -35,14 +37,6 @@ IMAGE_NAMES = Expected("the name of an image", lambda value: isinstance(value, s
 TEXT_IDS = Expected("a list of text ids", is_text_list)
 
 
-def read_object(file: Path | str) -> dict[str, Any]:
-    """Read a JSON object. Raises ``InputError`` for anything else."""
-    contents = read_json(file)
-    if not isinstance(contents, dict):
-        raise InputError(f"{file}: holds a JSON {type(contents).__name__}, expected a JSON object")
-    return contents
-
-
 def read_map(file: Path | str, expected: Expected) -> dict[str, Any]:
     """Read a JSON object. Raises ``InputError`` for anything else and for a value that is not what is ``expected``."""
     contents = read_object(file)
@@ -62,6 +56,22 @@ def vocabulary_faults(meta: Mapping[str, Any], special: Collection[str]) -> Iter
     for token in special:
         if type(meta.get(token)) is not int or not 0 <= meta[token] < size:
             yield f"{token} is {short_repr(meta.get(token))}, expected a word-piece id from 0 to {size - 1}"
+
+
+def check_vocabularies(metas: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None) -> None:
+    """Raise ``InputError`` if the ``meta.json`` of some sources, or of the training of ``checkpoint``, differ in vocabulary.
+
+    The latter is known if the training's log is still there. Names are compared only if a checksum is missing.
+    """
+    log = Path(checkpoint or "").absolute().parent.parent / "log/vocabulary.json"
+    known: dict[Any, Mapping[str, Any]] = {log: read_object(log)} if checkpoint and log.exists() else {}
+    (origin, first), *others = (known | dict(metas)).items()
+    for source, meta in others:
+        keys = [key for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta and key in first]
+        for key in keys[: -1 if "vocab_sha256" in keys else None]:
+            if meta[key] != first[key]:
+                wrong = f"{key} is {short_repr(meta[key])}, in {origin} it is {short_repr(first[key])}"
+                raise InputError(f"{source}: {wrong}; expected the same vocabulary")
 
 
 def take_text(fields: dict[str, Any], vocab_size: int) -> tuple[np.ndarray, Any]:
@@ -90,13 +100,18 @@ def check_regions(arrays: Mapping[str, np.ndarray], required: Collection[str] = 
         if array.dtype.kind != "f":
             raise ValueError(f"{name} has type {array.dtype}, expected floating-point numbers")
         if array.ndim != dimensions or 0 in array.shape:
-            raise ValueError(f"{name} has shape {list(array.shape)}, expected {dimensions} dimensions, none of them 0")
+            raise ValueError(f"{name} has shape {list(array.shape)}, expected {counted(dimensions, 'dimension')}, none of 0")
         if array.shape[:1] != rows:
-            raise ValueError(f"{name} has shape {list(array.shape)}, features has {rows[0]} rows")
+            raise ValueError(f"{name} has shape {list(array.shape)}, features has {counted(rows[0], 'row')}")
         if not all_finite(array):
             raise ValueError(f"{name} has numbers that are not finite")
     if arrays["norm_bb"].shape[1] != 6:
-        raise ValueError(f"norm_bb has {arrays['norm_bb'].shape[1]} columns, expected 6: x1 y1 x2 y2 w h")
+        raise ValueError(f"norm_bb has {counted(arrays['norm_bb'].shape[1], 'column')}, expected 6: x1 y1 x2 y2 w h")
+
+
+def wrong_sizes(norm_bb: np.ndarray) -> np.ndarray:
+    """Return which boxes ``x1 y1 x2 y2 w h`` (K, 6) have other w h than x2 - x1 and y2 - y1, beyond half precision: (K,)."""
+    return (np.abs(norm_bb[:, 2:4] - norm_bb[:, :2] - norm_bb[:, 4:]) > HALF_STEP).any(axis=1)
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""What is scored together: halves of training micro-steps, and blocks of texts or images for evaluation.
+"""Datasets: halves of training micro-steps, and blocks of texts or images for evaluation.
 
 A dataset maps an index to a batch and has no state: what is drawn is a function of (seed, rank, index).
 """
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from data.batch import AnchorBatch, PairBatch
 from data.checks import Expected, is_text_list, read_map
 from data.split import RetrievalSplit, read_pairs
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 MAX_TXT_LEN = 60  # the published recipes train on texts of at most this many word pieces
@@ -33,8 +33,8 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
     positive's own split: other images, or texts of this rank that belong to other images.
 
     The neighbours of an image, or a text of each, come first among its negatives, as many as there is room for. In the shuffle,
-    a text is followed by one text of each neighbour: what these say by themselves then cancels out of an update's gradient, and
-    what is left is how they go together (as in NegCLIP, Yuksekgonul et al. 2023).
+    a text is followed by one text of each neighbour, so that unimodal cues cancel in an update's gradient and only the pairing
+    is learnt (as in NegCLIP, Yuksekgonul et al. 2023).
 
     Args:
         micro_steps: of the whole training, on this rank.
@@ -45,8 +45,7 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         texts: for each split, indices in ``text_db.ids`` of this rank's texts.
         without_images: whether to leave out the features, which an ``ImageCache`` then fills in.
 
-    Raises ``InputError`` for too few images or texts for ``negative_size``, databases that disagree about [CLS] and [SEP], and
-    ``neighbours`` of unknown images only.
+    Raises ``InputError`` for too few images or texts for ``negative_size``, and for ``neighbours`` of unknown images only.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
         self._has_neighbours = any(shard.neighbours for shard in self._shards)
         if neighbours and not self._has_neighbours:
             given, known = short_repr(next(iter(neighbours))), short_repr(self.splits[0].image_names[0])
-            raise InputError(f"neighbours: has {given} and the like, expected images of the training databases, like {known}")
+            raise InputError(f"neighbours: names no image of the training databases; has {given}, expected names like {known}")
         counts = [len(split.image_names) for split in self.splits]
         self._first_image = dict(zip(self.splits, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
         self._ends = np.cumsum([len(texts) for texts in self.texts])
@@ -145,16 +144,15 @@ class HardNegativeDataset(Dataset[AnchorBatch]):
 
     def _check(self, shard: _Shard, world_size: int) -> None:
         path, images, texts = shard.split.text_db.path, len(shard.split.image_names), len(shard.texts)
-        first, own = ((split.text_db.cls_id, split.text_db.sep_id) for split in (self.splits[0], shard.split))
-        if own != first:
-            raise InputError(f"{path}: [CLS] and [SEP] are {own}, {self.splits[0].text_db.path} has {first}")
         if images <= self.negative_size:
-            raise InputError(f"{path}: {images} images, expected more than negative_size {self.negative_size}")
+            expected = f"expected more than negative_size {self.negative_size}; lower negative_size"
+            raise InputError(f"{path}: {counted(images, 'image')}, {expected}")
         most = int(np.bincount(shard.image_of, minlength=1).max())
         if texts - most < self.negative_size:
             raise InputError(
-                f"{path}: {texts} texts for each of {world_size} ranks within max_txt_len, {most} of them of one image, "
-                f"expected negative_size {self.negative_size} of other images"
+                f"{path}: {counted(texts, 'text')} per rank (of {world_size}) within max_txt_len, {most} of one image, "
+                f"expected negative_size {self.negative_size} of other images; lower negative_size, use fewer ranks or raise "
+                "max_txt_len"
             )
 
 

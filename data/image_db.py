@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from data.boxes import PUBLISHED_RULE, BoxRule, Layout
+from data.boxes import PUBLISHED_RULE, BoxRule, Layout, parse_layout
 from data.checks import BOX_COUNTS, all_finite, check_regions, is_text_list, read_map
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import read_msgpack, read_npz, write_msgpack, write_npz
@@ -132,11 +133,14 @@ def listed_names(store: LmdbReader) -> list[str] | None:
 
 
 def contents_of(path: Path) -> str:
-    """Describe what is in a folder, for an error message."""
+    """Describe what is in a folder, for an error message, with the options that read the first image database in it."""
     if not path.is_dir():
         return "the folder does not exist"
-    names = sorted(entry.name for entry in path.iterdir())
-    return f"the folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}" if names else "the folder is empty"
+    names, hint = sorted(entry.name for entry in path.iterdir()), ""
+    for name in reversed(names):
+        with suppress(InputError):
+            hint = f"; {parse_layout(name).options} reads {name}"
+    return f"the folder has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}{hint}" if names else "the folder is empty"
 
 
 def encode_image(
@@ -174,7 +178,7 @@ def encode_image(
 class ImageDatabaseWriter:
     """Writes one LMDB folder of an image database and its JSON of box counts; both appear when the ``with`` block succeeds.
 
-    ``rule`` None writes every box into ``all/``. ``made``, which may be set meanwhile, is the provenance to write to
+    ``rule`` None writes every box into ``all/``. ``made``, set before the block ends, is the provenance to write to
     ``made_<folder>.json``. Raises ``InputError`` if the folder exists, for a name that occurs twice, for arrays that
     ``encode_image`` refuses, if no image was put, and if the JSON that is already there belongs to other images.
     """
@@ -240,4 +244,6 @@ class ImageDatabaseWriter:
             save_json(self._note, self.made)
 
     def _disagree(self) -> NoReturn:
-        raise InputError(f"{self._sidecar}: belongs to {self._twin.name}, which has other images or numbers of boxes")
+        raise InputError(
+            f"{self._sidecar}: belongs to {self._twin.name}, which has other images or numbers of boxes; choose another output"
+        )

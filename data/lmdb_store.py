@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 import lmdb
 
-from utils.errors import InputError
-from utils.files import atomic_folder
+from utils.errors import InputError, counted
+from utils.files import atomic_folder, reading
 
 MAX_KEY_BYTES = 511  # LMDB's compile-time limit
 _FLUSH_BYTES = 32 << 20
@@ -124,7 +124,7 @@ class LmdbReader:
             last = key
         entries = self._open().stat()["entries"]
         if len(keys) != entries:
-            raise InputError(f"{damaged}, they list {len(keys):,} of {entries:,} records; write the database again")
+            raise InputError(f"{damaged}, they list {len(keys):,} of {counted(entries, 'record')}; write the database again")
         return keys
 
     def __len__(self) -> int:
@@ -137,27 +137,20 @@ class LmdbReader:
         """
         file = self.path / "data.mdb"
         digest = hashlib.sha256()
-        try:
-            with open(file, "rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                digest.update(str(size).encode())
-                for sample in range(_SAMPLES):
-                    stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
-                    digest.update(stream.read(_SAMPLE_BYTES))
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        with reading(file) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            digest.update(str(size).encode())
+            for sample in range(_SAMPLES):
+                stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
         return digest.hexdigest()
 
 
 def _open_checked(path: Path, readahead: bool) -> lmdb.Environment:
     """Open ``path`` for reading. Refuse a file that is shorter than its header says: reading past its end is a SIGBUS."""
     file = path / "data.mdb"
-    try:
-        if not file.is_file():
-            raise InputError(f"{path}: not a database (it has no data.mdb)")
-        size = file.stat().st_size
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    with reading(file, "an LMDB database") as stream:
+        size = os.fstat(stream.fileno()).st_size
     if size == 0:
         raise InputError(f"{file}: empty file, expected an LMDB database")
     try:
@@ -195,7 +188,7 @@ def check_name(name: str, where: str = "") -> None:
     """Raise ``InputError``, with ``where`` in front of what is wrong, unless a record can have this name."""
     key = name.encode("utf-8", "surrogateescape")
     if not 0 < len(key) <= MAX_KEY_BYTES:
-        raise InputError(f"{where}has a name of {len(key)} bytes, expected 1 to {MAX_KEY_BYTES}")
+        raise InputError(f"{where}has a name of {counted(len(key), 'byte')}, expected 1 to {MAX_KEY_BYTES}")
     if _is_special(key):
         raise InputError(f"{where}has a reserved name, expected one that does not begin and end with __")
 

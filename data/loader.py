@@ -24,7 +24,7 @@ Item = TypeVar("Item", PairBatch, AnchorBatch)
 
 @dataclass(frozen=True)
 class Loader:
-    """How to read: in ``workers`` processes (0: this one), and whether into page-locked memory for the copy to a GPU."""
+    """Loader settings: number of worker processes (0: the main process), and whether to pin memory for the copy to a GPU."""
 
     device: torch.device
     workers: int = 0

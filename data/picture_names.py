@@ -1,4 +1,4 @@
-"""What pictures are called, what image databases call their features, and how to find the former from the latter."""
+"""Map picture file names to image names in a database, and find pictures by image name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 _PICTURES = r"\.(jpe?g|png|gif|bmp|webp|tiff?)"
@@ -61,10 +61,12 @@ def find_pictures(folder: Path, names: Collection[str]) -> dict[str, Path]:
     for path in sorted(folder.rglob("*")):
         for name in _possible_names(path) if re.fullmatch(_PICTURES, path.suffix, re.IGNORECASE) else ():
             if name in names and found.setdefault(name, path) != path:
-                raise InputError(f"{found[name]} and {path}: both would be image {name!r}, expected one picture of each")
+                raise InputError(
+                    f"{found[name]} and {path}: both would be image {name!r}, expected one picture of each; rename one"
+                )
     if not found:
         example = min(names)
-        raise InputError(f"{folder}: has a picture of none of {len(names)} images, expected one for {example!r}")
+        raise InputError(f"{folder}: no picture of any of {counted(len(names), 'image')} found; expected one for {example!r}")
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from utils.errors import counted
 from utils.files import short_repr
 
 MAX_RECORD_BYTES = MAX_ARRAY_BYTES = 64 << 20
@@ -42,7 +43,7 @@ def plain_array(description: Any, shape: Any, data: Any) -> np.ndarray:
         raise ValueError(f"has the impossible shape {short_repr(shape)}")
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(data):
-        raise ValueError(f"holds {len(data)} bytes, expected {expected} for shape {list(shape)} and type {description!r}")
+        raise ValueError(f"holds {counted(len(data), 'byte')}, expected {expected} for shape {list(shape)} of {description!r}")
     array = np.frombuffer(data, dtype).reshape(shape)
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
@@ -77,7 +78,7 @@ def unpack_map(packed: memoryview | bytes, **options: Any) -> dict[Any, Any]:
 def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[str, np.ndarray]:
     """Decode those of the ``wanted`` arrays that a msgpack record has; keys may be bytes or text, other fields are ignored."""
     if len(record) > MAX_RECORD_BYTES:
-        raise ValueError(f"has {len(record):,} bytes, expected at most {MAX_RECORD_BYTES:,}")
+        raise ValueError(f"has {counted(len(record), 'byte')}, expected at most {MAX_RECORD_BYTES:,}")
     # raw, because old writers did not tell text from bytes: b"nd" and "nd" must be the same key.
     fields = unpack_map(record, raw=True)
     found = {name: field for name in wanted if (field := fields.get(name.encode())) is not None}
@@ -85,7 +86,7 @@ def read_msgpack(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
 
 
 def _naming(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``read``, and put the name of the array in front of what is wrong with it."""
+    """Call ``read``; prefix its errors with the name of the array."""
     try:
         return read(*arguments)
     except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
@@ -119,7 +120,7 @@ def read_members(record: memoryview | bytes, wanted: Collection[str]) -> dict[st
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(f"{name}.npy")
     if info.file_size > MAX_ARRAY_BYTES:
-        raise ValueError(f"takes {info.file_size:,} bytes, expected at most {MAX_ARRAY_BYTES:,}")
+        raise ValueError(f"takes {counted(info.file_size, 'byte')}, expected at most {MAX_ARRAY_BYTES:,}")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"is compressed in an unknown way ({info.compress_type}), expected deflate or none")
     # Without the number of bytes, zipfile unpacks up to 2 GiB before it compares with the announced size.

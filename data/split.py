@@ -51,7 +51,7 @@ class RetrievalSplit:
             message = f"{txt_db}: made with a vocabulary of {self.text_db.vocab_size}, the model has {limits.vocab_size}"
             if self.text_db.vocab_size > limits.vocab_size:
                 raise InputError(message)
-            LOGGER.warning("%s: is it the same one, padded?", message)
+            LOGGER.warning("%s; fine only if the model's vocabulary is the same one, padded", message)
         if len(self.texts):
             longest = int(self.texts[lengths[self.texts].argmax()])
             check_length(self.text_db.ids[longest], int(lengths[longest]), limits)

@@ -13,11 +13,11 @@ import lz4.frame
 import msgpack
 import numpy as np
 
-from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, read_object, take_text, vocabulary_faults
+from data.checks import IMAGE_NAMES, LENGTHS, TEXT_IDS, read_map, take_text, vocabulary_faults
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import MAX_ITEMS, unpack_map
-from utils.errors import InputError
-from utils.files import save_json, short_repr
+from utils.errors import InputError, counted
+from utils.files import read_object, save_json, short_repr
 
 _MAX_RECORD_BYTES = 16 << 20
 
@@ -42,6 +42,7 @@ class TextDatabase:
     """The captions of one split.
 
     Attributes:
+        meta: what ``meta.json`` has.
         ids: the texts, in the order of ``id2len.json``; ``index_of`` is the inverse.
         lengths: (texts,) int32, word pieces of each, from the same file.
         images: names of the images that have a text here, in the order of their first texts; ``image_index`` is the inverse.
@@ -53,9 +54,9 @@ class TextDatabase:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise InputError(f"{self.path}: no such text database")
+            raise InputError(f"{self.path}: no such folder; expected a text database, such as itm_flickr30k_test.db")
         self._store = LmdbReader(self.path)
-        meta = read_object(self.path / "meta.json")
+        self.meta = meta = read_object(self.path / "meta.json")
         for fault in vocabulary_faults(meta, ("CLS", "SEP")):
             raise InputError(f"{self.path / 'meta.json'}: {fault}")
         self.vocab_size, self.cls_id, self.sep_id = int(meta["v_range"][1]), int(meta["CLS"]), int(meta["SEP"])
@@ -80,7 +81,7 @@ class TextDatabase:
     def _read_images(self) -> dict[str, str]:
         """Read the image of each text from ``img2txts.json``, with which ``txt2img.json`` must agree on all ``ids``.
 
-        Its keys are one string per image. Those of ``txt2img.json`` are one per text, which would fill memory.
+        The result shares one string per image; the values of ``txt2img.json`` are one string per text, which would fill memory.
         """
         image_file, texts_file = self.path / "txt2img.json", self.path / "img2txts.json"
         image_of = read_map(image_file, IMAGE_NAMES)
@@ -131,7 +132,7 @@ def _joined(names: list[str]) -> bytes:
 def decode_text(record: memoryview | bytes) -> dict[str, Any]:
     """Return the map in a record, with keys as text; at most 16 MiB are unpacked. Raises ``ValueError``."""
     if len(record) > _MAX_RECORD_BYTES:  # lz4 would copy whatever follows the end of the frame
-        raise ValueError(f"has {len(record):,} bytes, expected at most {_MAX_RECORD_BYTES:,}")
+        raise ValueError(f"has {counted(len(record), 'byte')}, expected at most {_MAX_RECORD_BYTES:,}")
     frame = lz4.frame.LZ4FrameDecompressor()
     try:
         packed = frame.decompress(record, max_length=_MAX_RECORD_BYTES)
@@ -141,7 +142,7 @@ def decode_text(record: memoryview | bytes) -> dict[str, Any]:
         full = len(packed) == _MAX_RECORD_BYTES
         raise ValueError(f"unpacks to over {_MAX_RECORD_BYTES:,} bytes" if full else "is cut short (lz4 frame without end)")
     if frame.unused_data:
-        raise ValueError(f"has {len(frame.unused_data)} bytes after the end of its lz4 frame")
+        raise ValueError(f"has {counted(len(frame.unused_data), 'byte')} after the end of its lz4 frame")
     fields = unpack_map(packed, unicode_errors="surrogateescape")
     return {key.decode("utf-8", "surrogateescape") if isinstance(key, bytes) else key: value for key, value in fields.items()}
 
@@ -178,15 +179,19 @@ class TextDatabaseWriter:
         """Add one caption; for the arguments see ``encode_text``."""
         self.put_encoded(text_id, image, encode_text(input_ids, image, **fields), len(input_ids))
 
-    def put_encoded(self, text_id: str, image: str, record: bytes, length: int) -> None:
-        """Add a caption that ``encode_text`` has made into a record of ``length`` word pieces, possibly in another process."""
+    def put_encoded(self, text_id: str, image: str, record: bytes, length: int, where: str = "") -> None:
+        """Add a caption that ``encode_text`` has made into a record of ``length`` word pieces, possibly in another process.
+
+        ``where`` it comes from is for messages.
+        """
+        where = where or str(self.path)
         if not 0 < length <= MAX_ITEMS:
             wrong = f"has {length:,} word pieces, expected at most {MAX_ITEMS:,}" if length else "has no word pieces"
-            raise InputError(f"{self.path}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
-        check_name(text_id, f"{self.path}: text id {short_repr(text_id)} ")
-        check_name(image, f"{self.path}: image {short_repr(image)} ")
+            raise InputError(f"{where}: text {short_repr(text_id)} of {short_repr(image)} {wrong}")
+        check_name(text_id, f"{where}: text id {short_repr(text_id)} ")
+        check_name(image, f"{where}: image {short_repr(image)} ")
         if text_id in self._lengths:
-            raise InputError(f"{self.path}: text id {text_id!r} occurs twice")
+            raise InputError(f"{where}: text id {text_id!r} occurs twice")
         self._store.put(text_id, record)
         self._lengths[text_id] = length
         self._image_of[text_id] = image

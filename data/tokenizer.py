@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
+from utils.files import read_text
 
 BERT_BASE_CASED_SHA256 = "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"
 _SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
@@ -32,22 +33,22 @@ def load_tokenizer(vocab: Path | str | None = None) -> WordPieceTokenizer:
     if vocab is None:
         return WordPieceTokenizer(_bert_base_cased(), "bert-base-cased")
     path = Path(vocab)
-    try:
-        data = path.read_bytes()
-        # Not splitlines(): the vocabulary has pieces that it takes for line ends.
-        pieces = [line.strip() for line in data.decode("utf-8").removesuffix("\n").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a vocabulary ({error})") from error
+    # Not splitlines(): the vocabulary has pieces that it takes for line ends.
+    pieces = [line.strip() for line in read_text(path, "a BERT vocabulary").removesuffix("\n").split("\n")]
     if "" in pieces:
         raise InputError(f"{path}: line {pieces.index('') + 1} is empty, expected a word piece")
     piece, times = Counter(pieces).most_common(1)[0]
     if times > 1:
-        raise InputError(f"{path}: word piece {piece!r} occurs {times} times")
+        raise InputError(f"{path}: word piece {piece!r} occurs {counted(times, 'time')}")
     for special in _SPECIAL:
         if special not in pieces:
             raise InputError(f"{path}: has no {special}, expected a BERT vocabulary")
-    published = hashlib.sha256(data).hexdigest() == BERT_BASE_CASED_SHA256
-    return WordPieceTokenizer(pieces, "bert-base-cased" if published else path.name)
+    return WordPieceTokenizer(pieces, "bert-base-cased" if _checksum(pieces) == BERT_BASE_CASED_SHA256 else path.name)
+
+
+def _checksum(pieces: Iterable[str]) -> str:
+    """The SHA-256 of the ``vocab.txt`` of these word pieces."""
+    return hashlib.sha256("".join(f"{piece}\n" for piece in pieces).encode()).hexdigest()
 
 
 def _bert_base_cased() -> list[str]:
@@ -71,7 +72,7 @@ def _bert_base_cased() -> list[str]:
     except (OSError, struct.error, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as blingfire's table of bert-base-cased ({error})") from error
     pieces = [word[1:] if word.startswith(" ") else "##" + word for word in words]
-    if hashlib.sha256("".join(piece + "\n" for piece in pieces).encode("utf-8")).hexdigest() != BERT_BASE_CASED_SHA256:
+    if _checksum(pieces) != BERT_BASE_CASED_SHA256:
         raise InputError(f"{file}: does not give the published bert-base-cased vocabulary; pass a vocab.txt instead")
     return pieces
 
@@ -110,7 +111,8 @@ class WordPieceTokenizer:
     def meta(self) -> dict[str, object]:
         """Return what ``meta.json`` of a text database says about its tokenizer; ordinary word pieces start at ``!``."""
         special = {name: self.ids[f"[{name}]"] for name in ("UNK", "CLS", "SEP", "MASK")}
-        return {"bert": self.name, "toker": self.name, **special, "v_range": [self.ids.get("!", 0), len(self.pieces)]}
+        names = {"bert": self.name, "toker": self.name, "vocab_sha256": _checksum(self.pieces)}
+        return {**names, **special, "v_range": [self.ids.get("!", 0), len(self.pieces)]}
 
 
 def joined(pieces: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from data.datasets import draw_others
 from data.split import RetrievalSplit
 from utils.errors import InputError
-from utils.files import short_repr
+from utils.files import reading, short_repr
 
 Item = TypeVar("Item")
 
@@ -26,7 +26,7 @@ class Candidates(NamedTuple):
     """The images to score each text with; at least one pair in all.
 
     Attributes:
-        images: (P,) int32, indices of images, text by text, rising for each text.
+        images: (P,) int32, indices of images, text by text, ascending for each text.
         bounds: (T + 1,) int64, where the images of each text begin and end in ``images``.
     """
 
@@ -77,9 +77,9 @@ class Candidates(NamedTuple):
         counts, texts, images = self.counts(image_of), len(image_of), len(np.unique(image_of))
         limit = {direction: f"{100 * recall:.2f} %" for direction, recall in counts["at_most"].items()}
         return (
-            f"only {counts['pairs']:,} of {texts * images:,} pairs are candidates; the others are not scored and rank last: "
-            f"{counts['texts_without_their_image']:,} of {texts:,} texts lack their image, image retrieval finds at most "
-            f"{limit['img']}; {counts['images_without_a_text']:,} of {images:,} images lack all their texts, text retrieval "
+            f"candidate pairs: {counts['pairs']:,} of {texts * images:,}; the others are not scored and rank last; "
+            f"texts without their image: {counts['texts_without_their_image']:,} of {texts:,}, image retrieval finds at most "
+            f"{limit['img']}; images without their texts: {counts['images_without_a_text']:,} of {images:,}, text retrieval "
             f"finds at most {limit['txt']}"
         )
 
@@ -139,14 +139,11 @@ def read_jsonl(path: Path | str, kind: type[Item], expected: str) -> Iterator[tu
 
     Raises ``InputError`` if the file cannot be read, or a line is not JSON of this ``kind``.
     """
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf").strip()
-                try:
-                    if line:
-                        yield number, msgspec.json.decode(line, type=kind)
-                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number}: {error}; expected {expected}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected lines of {expected}") from error
+    with reading(path, f"lines of {expected}") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(b"\xef\xbb\xbf").strip()
+            try:
+                if line:
+                    yield number, msgspec.json.decode(line, type=kind)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: {error}; expected {expected}") from error

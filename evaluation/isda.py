@@ -1,4 +1,4 @@
-"""ISDa: the distance of attention among the words of annotated objects from that among their regions (Ren et al. 2021).
+"""ISDa: the distance between attention among the words of annotated objects and among their regions (Ren et al. 2021).
 
 And ISD, without annotation: the alignment losses of every text with its image. docs/evaluation.md has the equations.
 Shapes: N objects of a pair, L word pieces, K regions, A heads; P pairs, M measures.
@@ -198,7 +198,7 @@ def measure_isd(pair: PairAttention) -> dict[str, float]:
     return {f"{name}_{side}": float(loss(pair, side)) for name, loss in REGULARISERS.items() for side in MODALITIES}
 
 
-def evened(pair: PairAttention) -> PairAttention:
+def with_uniform_attention(pair: PairAttention) -> PairAttention:
     """Return a pair of the same shape, with one head and uniform attention in each block."""
     return replace(pair, scores=Blocks(*(torch.zeros_like(block[:1]) for block in pair.scores)))
 
@@ -213,7 +213,7 @@ def measure(retriever: Retriever, cases: Iterable[Case], layers: Sequence[int], 
         for case in cases:
             attention = retriever.attention(case.text, case.image, layers)
             values.append([[[*case.measure(attention.pair(layer, head)).values()] for head in columns] for layer in layers])
-            of_even = case.measure(evened(attention.pair(layers[0])))
+            of_even = case.measure(with_uniform_attention(attention.pair(layers[0])))
             names = list(of_even)
             even.append(list(of_even.values()))
             image_of.append(index_of.setdefault(case.image.name, len(index_of)))

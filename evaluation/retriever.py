@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from data.batch import PairBatch, collate
+from data.checks import check_vocabularies
 from data.image_db import Image, ImageDatabase
-from data.text_db import Text
+from data.text_db import Text, TextDatabase
 from data.tokenizer import WordPieceTokenizer, load_tokenizer
 from evaluation.options import RetrieverOptions
 from evaluation.scoring import finite_scores
@@ -147,6 +148,7 @@ class Retriever:
         where = choose_device(device)
         how = Precision(choose_precision(precision, False, where), where)
         tokenizer = load_tokenizer(vocab)
+        check_vocabularies({f"vocabulary {tokenizer.name}": tokenizer.meta()}, checkpoint)
         model, _ = load_ranking_model(checkpoint, UniterConfig.from_json(model_config))
         chunk = ChunkSize.for_device(where, model.config.intermediate_size, batch_size)
         return cls(model, tokenizer, ComputeSettings(how, chunk, prepare=packed_for_inference))
@@ -156,6 +158,10 @@ class Retriever:
         """Load the model that the options of a program name; see ``from_checkpoint``."""
         given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
         return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
+
+    def check_vocabulary(self, text_db: TextDatabase) -> None:
+        """Raise ``InputError`` if ``text_db`` was made with another vocabulary."""
+        check_vocabularies({f"vocabulary {self.tokenizer.name}": self.tokenizer.meta(), text_db.path: text_db.meta})
 
     @property
     def config(self) -> UniterConfig:
@@ -194,7 +200,7 @@ class Retriever:
         return scores
 
     def rank(self, text: str | Text, image_db: ImageDatabase, top: int | None = None) -> list[Ranked]:
-        """Return the images of a database, all or the ``top`` ones, by falling score; ties keep the database's order.
+        """Return the images of a database, all or the ``top`` ones, by descending score; ties keep the database's order.
 
         Reads the database in blocks; memory holds one block and all names and scores. Raises ``InputError`` as ``rank_each``.
         """

@@ -125,7 +125,7 @@ def map_over_ranks(
 
 
 class _Images(NamedTuple):
-    """Embedded images, ``IMAGES_PER_BLOCK`` in each block but the last, and their rising indices in the split."""
+    """Embedded images, ``IMAGES_PER_BLOCK`` in each block but the last, and their ascending indices in the split."""
 
     indices: np.ndarray
     blocks: list[Ragged]
@@ -137,7 +137,7 @@ class _Images(NamedTuple):
         return candidates.between(texts, self.indices[0], self.indices[-1])
 
     def take(self, positions: np.ndarray) -> Ragged:
-        """Return the images at these rising positions."""
+        """Return the images at these ascending positions."""
         numbers, items = np.divmod(positions, IMAGES_PER_BLOCK)
         rows, lengths = [], []
         for number in np.unique(numbers):

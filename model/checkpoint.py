@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.config import UniterConfig
 from model.retrieval import RetrievalModel
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.tensors import load_tensors, save_tensors
 
 Head = Literal["rank_output", "itm_output", "random"]
@@ -47,6 +47,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         InputError: the file is missing, damaged, or holds anything but named tensors.
     """
     state = load_tensors(path)
+    if isinstance(state, dict) and {"model", "optimiser"} <= state.keys():
+        best = Path(path).with_name("model_best.pt")
+        raise InputError(f"{path}: a training state, for --resume; expected weights, such as {best}, the best in validation")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise InputError(f"{path}: not a state dict; expected a file that maps parameter names to tensors")
     renamed: dict[str, Tensor] = {}
@@ -82,7 +85,7 @@ def load_checkpoint(model: RetrievalModel, path: str | Path) -> LoadReport:
     extra = next((name for name in state if name.startswith("uniter.encoder.layer.") and name not in needed), None)
     if extra is not None:
         layers = model.config.num_hidden_layers
-        raise InputError(f"{path}: holds {extra}, but model_config has {layers} layers; give the checkpoint's own model_config")
+        raise InputError(f"{path}: holds {extra}, but model_config has {counted(layers, 'layer')}; give its own model_config")
     model.load_state_dict({name: state[name] for name in needed})
     used = {"itm_output.weight", "itm_output.bias"} if head == "itm_output" else set()
     return LoadReport(Path(path), head, tuple(sorted(set(state) - set(needed) - used)))

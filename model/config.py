@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.batch import InputLimits
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.options import read_json_as
 
 
@@ -78,7 +78,7 @@ class UniterConfig:
                 numbers.add(layer % count)
             else:
                 raise InputError(
-                    f"{option} names layer {layer}, expected -{count} to {count - 1}: the encoder has {count} layers"
+                    f"{option} names layer {layer}, expected -{count} to {count - 1}: the encoder has {counted(count, 'layer')}"
                 )
         return tuple(sorted(numbers))
 

@@ -1,6 +1,6 @@
-"""What only makes the encoder faster or smaller on a CPU, switched on from outside; it changes no result.
+"""CPU optimisations of the encoder, enabled from outside; results do not change.
 
-The network's modules do not know of it: forwards are replaced on the instances, and taken back.
+The network's modules do not know of them: forwards are replaced on the instances, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.layers import Intermediate, Layer, SelfAttention
 
 ROWS_EXPECTED = 1024  # oneDNN chooses a layout for this number of rows; it computes any other number as well
 MIN_WEIGHTS = 1 << 18  # products with smaller matrices are too short to gain from prepacking
-# oneDNN and torch compile a kernel per number of rows and keep this many of them, a number read at the first product. The
+# oneDNN and torch compile a kernel per number of rows and keep this many of them; the limit is read at the first product. The
 # default of 1,024 costs half a gigabyte; chunks have some dozens of sizes, for four shapes of weights.
 for cache_capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(cache_capacity, "256")
@@ -51,7 +51,7 @@ class PrepackedLinear:
 def packed_for_inference(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Within the context, large linear layers of ``model`` compute in ``dtype`` from prepacked copies of their weights.
 
-    Inside, weights must not change and no gradient can be taken. No-op for a model that is not on a CPU, and where torch has
+    Inside, weights must not change and no gradient can be taken. No-op for a model that is not on a CPU, or if torch has
     no prepacked products.
     """
     fused = {id(module.dense): module for module in model.modules() if isinstance(module, Intermediate)}

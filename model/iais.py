@@ -55,7 +55,7 @@ class PairAttention:
         return cls(Blocks(*blocks), "L", layer)
 
     def seen_from(self, modality: Modality) -> PairAttention:
-        """The same pair with ``modality`` in the place of ``intra``."""
+        """The same pair with ``modality`` as ``intra``."""
         return self if modality == self.modality else self._exchanged
 
     def per_head(self) -> Blocks:
@@ -82,7 +82,7 @@ class PairAttention:
 
 @dataclass(frozen=True)
 class Regulariser:
-    """A registered loss. ``alignment`` declares that it vanishes where both modalities attend alike."""
+    """A registered loss. ``alignment`` declares that it vanishes if both modalities attend alike."""
 
     name: str
     function: Callable[[PairAttention], Tensor]
@@ -110,7 +110,7 @@ def regulariser(function: Callable[[PairAttention], Tensor], *, alignment: bool 
     return registered
 
 
-# For losses that vanish where both modalities attend alike; the tests hold them to that, and to a naive twin.
+# For losses that vanish if both modalities attend alike; the tests hold them to that, and to a naive twin.
 alignment_regulariser = partial(regulariser, alignment=True)
 
 

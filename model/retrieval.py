@@ -20,7 +20,7 @@ from model.uniter import NO_MAPS, Embedded, MapRequest, UniterModel
 from utils.precision import Precision
 
 
-def _unprepared(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
+def _no_packing(encoder: nn.Module, dtype: torch.dtype) -> AbstractContextManager[None]:
     return nullcontext()
 
 
@@ -41,7 +41,7 @@ class ComputeSettings:
     chunk: ChunkSize
     mining: Precision | None = None
     checkpointing: bool = False
-    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _unprepared
+    prepare: Callable[[nn.Module, torch.dtype], AbstractContextManager[None]] = _no_packing
 
     def for_mining(self) -> ComputeSettings:
         """The settings in which candidates are scored."""

@@ -133,7 +133,7 @@ class TrainOptions(MachineOptions, ImageOptions):
             raise InputError(f"effective_batch is {self.effective_batch}, expected a multiple of the {world_size} ranks")
         if count % self.micro_steps_per_pass:
             raise InputError(
-                f"micro_steps_per_pass is {self.micro_steps_per_pass}, expected a divisor of the {count} micro-steps per update"
+                f"micro_steps_per_pass is {self.micro_steps_per_pass}, expected a divisor of {count} (micro-steps per update)"
             )
         return count
 

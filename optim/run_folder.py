@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -26,7 +27,7 @@ from model.retrieval import ComputeSettings, RetrievalModel
 from optim.options import LATEST, TrainOptions
 from optim.trainer import Trainer, UpdateTerms
 from utils.distributed import ProcessGroup
-from utils.errors import InputError, Interrupted, RankLost
+from utils.errors import InputError, Interrupted, RankLost, counted
 from utils.files import make_folder, new_folder, remove_leftovers, save_json, sha256
 from utils.logging import RunLog, progress_bar
 from utils.parallel import WorkerFailed
@@ -39,7 +40,7 @@ STATE_PARTS = {"model", "optimiser", "scaler", "progress", "best_weights", "reci
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """Progress of a training run.
 
     Attributes:
         updates: updates done.
@@ -86,9 +87,7 @@ class RunFolder:
             try:
                 self._state = state = self._read(source)
             except InputError as error:
-                older = self._states()[:-1] if options.resume == LATEST else []
-                hint = f"; remove that file to resume from {older[-1].name}" if older else ""
-                raise InputError(f"{error}{hint}") from error
+                raise InputError(f"{error}{self._older_than(source)}") from error
             self._saved, self._best_weights = Progress(**state["progress"]), state["best_weights"]
         if not (options.resume and (self.path / "log").is_dir()):
             new_folder(self.path)
@@ -156,7 +155,7 @@ class RunFolder:
         if self.finished():
             self._bar.close()
         percent = "  ".join(f"{name} {100 * value:.2f}" for name, value in recalls.items())
-        LOGGER.info("after %d updates, validation: %s", self.progress.updates, percent)
+        LOGGER.info("after %s, validation: %s", counted(self.progress.updates, "update"), percent)
 
     def record_test(self, recalls: dict[str, float] | None) -> None:
         """Log the test recalls of the best checkpoint, if there are any, and write ``log/results.json``."""
@@ -171,7 +170,7 @@ class RunFolder:
         """Write the training state, ``state`` being the trainer's, and delete older ones beyond ``keep_checkpoints``.
 
         Raises:
-            InputError: the disk refuses, or a number is not finite; older states are kept.
+            InputError: the file cannot be written, or a number is not finite; older states are kept.
         """
         progress = self.progress
         if not self.group.is_main or progress == self._saved:
@@ -244,6 +243,15 @@ class RunFolder:
                 f"resume from {resume}"
             )
         return Path(resume)
+
+    def _older_than(self, damaged: Path) -> str:
+        """A hint that names the newest state before ``damaged`` that can be resumed; "" if there is none."""
+        *older, newest = self._states() or [Path()]
+        for state in reversed(older if newest.resolve() == damaged.resolve() else []):
+            with suppress(InputError):
+                self._read(state)
+                return f"; {state.name} is whole, remove the later ones to resume from it"
+        return ""
 
     def _read(self, source: Path) -> dict[str, Any]:
         """A training state, which has to belong to this very run."""

@@ -23,13 +23,13 @@ from utils.distributed import ProcessGroup
 from utils.errors import InputError
 
 LOGGER = logging.getLogger(__name__)
-# Under fp16 an update whose gradient overflows is skipped and the scale halved. What is still infinite at this scale is no
-# overflow.
+# Under fp16 an update whose gradient overflows is skipped and the scale halved. A gradient that is still
+# infinite at this scale did not overflow.
 SMALLEST_SCALE = 2.0**-10
 
 
 class UpdateTerms(NamedTuple):
-    """What one update consisted of. Tensors have one entry per half of each micro-step, in their order; means over ranks.
+    """Loss terms and scalars of one update. Tensors have one entry per half of each micro-step; means over ranks.
 
     Attributes:
         ranking: mean hinge of a half, divided by the micro-steps as it enters the loss.
@@ -117,7 +117,9 @@ class Trainer:
         # Both, because the clamp of the hinge stops a NaN on its way back to the gradient.
         finite = math.isfinite(norm) and bool(terms.isfinite().all())
         if not finite and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
-            self._refuse(traces, f"update {number + 1} at learning rate {rate:g} (peak {options.learning_rate:g})", norm)
+            self._raise_non_finite(
+                traces, f"update {number + 1} at learning rate {rate:g} (peak {options.learning_rate:g})", norm
+            )
 
         self.state_is_consistent = False
         if finite:
@@ -152,7 +154,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimiser"])
         self.compute.precision.scaler.load_state_dict(state["scaler"])
 
-    def _refuse(self, traces: list[_Trace], when: str, norm: float) -> None:
+    def _raise_non_finite(self, traces: list[_Trace], when: str, norm: float) -> None:
         with self.group.raise_on_all_ranks():
             message = next((message for trace in traces if (message := trace.first_non_finite(self.options.IAIS))), None)
             if message:
@@ -162,7 +164,7 @@ class Trainer:
 
 
 class _Trace(NamedTuple):
-    """What is kept of a half to find the pair that a non-finite number came from."""
+    """The parts of a half that are needed to name the pair which caused a non-finite number."""
 
     anchor: str
     text_ids: tuple[str, ...]

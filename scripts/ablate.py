@@ -3,7 +3,7 @@
 
     python scripts/ablate.py GRID.json --output DIR
 
-A second call resumes an interrupted ablation and runs what was added to the grid (docs/training.md).
+Rerunning resumes an interrupted ablation and runs additions to the grid (docs/training.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from evaluation.ablation.table import Metrics, as_csv, as_json, as_markdown, bas
 from evaluation.plots.curves import ablation_figure
 from evaluation.plots.style import save_figure
 from optim.options import TrainOptions
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import atomic_file, exclusive_folder, save_json
 from utils.options import read_json_as
 from utils.parallel import cores
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     with exclusive_folder(options.output) as output:
         to_do = [run for run in runs if not is_done(run, grid)]
-        print(f"{len(runs)} runs, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
+        print(f"{counted(len(runs), 'run')}, {len(runs) - len(to_do)} of them done; {options.jobs} at a time", flush=True)
         with StopSignal(), closing(run_all(to_do, grid, output, options.jobs)) as results:
             for number, (run, error) in enumerate(results, start=1):
                 if error:

@@ -1,4 +1,4 @@
-"""Make an image database from region features, in any of the forms that detectors write them.
+"""Make an image database from region features in any supported detector format.
 
     python scripts/convert_imgdir.py --img_dir features/ --output img_db/flickr30k
     python scripts/convert_imgdir.py --tsv karpathy_val_resnet101_faster_rcnn_genome.tsv.0 … --prefix coco_val2014_ --output …
@@ -24,7 +24,7 @@ from data.boxes import BoxRule
 from data.image_db import ImageDatabaseWriter
 from data.sources import region_files, region_tsv
 from data.sources.regions import Conversion, Source, naming
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.parallel import add_nproc
 from utils.provenance import made_by
 from utils.signals import StopSignal
@@ -71,7 +71,9 @@ def open_sources(options: argparse.Namespace) -> tuple[Iterable[Source], int | N
 
 def warn_of_detector(name: str) -> None:
     """Warn on stderr that the published weights do not fit these features."""
-    print(f"warning: UNITER's weights were trained on other features than {name}'s; expect to train anew", file=sys.stderr)
+    print(
+        f"warning: UNITER's weights were trained on other features than {name}'s; the model must be retrained", file=sys.stderr
+    )
 
 
 @one_line_errors
@@ -91,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
             database.made = provenance(options, conversion)
     finally:  # also if the conversion is interrupted
         list_failures(conversion)
-    print(f"{writer.lmdb_path}: {conversion.images:,} images, {conversion.boxes / conversion.images:.1f} boxes per image")
+    images = counted(conversion.images, "image")
+    print(f"{writer.lmdb_path}: {images}, {conversion.boxes / conversion.images:.1f} boxes per image")
     if conversion.failures:
         sys.exit(1)
 
@@ -101,7 +104,7 @@ def list_failures(conversion: Conversion) -> None:
     failures = conversion.failures
     if failures:
         seen = conversion.images + len(failures)
-        print(f"{len(failures)} of {seen} images could not be used and are left out:", file=sys.stderr)
+        print(f"{len(failures)} of {counted(seen, 'image')} could not be used, left out:", file=sys.stderr)
     for place, reason in failures:
         print(f"  {place}: {reason}", file=sys.stderr)
 

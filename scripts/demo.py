@@ -2,8 +2,8 @@
 
     python scripts/demo.py --seed 1
 
-The scenes are drawings of coloured shapes; recalls on them say nothing about Flickr30k or COCO. Finished steps are kept: a
-second call resumes an interrupted demo, or prints the table again.
+The scenes are drawings of coloured shapes; recalls on them say nothing about Flickr30k or COCO. Finished steps are kept:
+rerunning resumes an interrupted demo, or prints the table again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     bash scripts/download_itm.sh STORAGE [flickr|coco|all] [--mirror URL] [--from DIR] [--jobs N]
 
-STORAGE then has img_db/, txt_db/, pretrained/ and an empty finetune/. Existing files are not requested again, and the next call
+STORAGE then has img_db/, txt_db/, pretrained/ and an empty finetune/. Existing files are not requested again, and rerunning
 resumes an interrupted download.
 """
 

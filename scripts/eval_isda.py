@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure ISDa: the distance of attention among the words of annotated objects from that among their regions.
+"""Measure ISDa: the distance between attention among the words of annotated objects and among their regions.
 
 python scripts/eval_isda.py --entities DIR --img_db DB --checkpoint FILE --model_config JSON --output_dir DIR [--txt_db DB]
 
@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
         else:
             split = RetrievalSplit(options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=compressed)
             image_db, pairs = stack.enter_context(split).image_db, matched_pairs(split)
+            retriever.check_vocabulary(split.text_db)
         output = stack.enter_context(exclusive_folder(options.output_dir, "isda.json"))
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts

@@ -1,4 +1,4 @@
-"""Show what is in a text or an image database, and check it; with one of each, also whether they fit each other.
+"""Show and check a text or an image database; given one of each, also check that they match.
 
     python scripts/inspect_db.py itm_flickr30k_test.db img_db/flickr30k --plot flickr30k.png
 
@@ -25,25 +25,6 @@ from data.inspection.texts import inspect_texts, is_text_database
 from utils.errors import InputError
 from utils.files import atomic_file
 from utils.parallel import add_nproc
-
-
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description="Show what is in a database and check it; with a text and an image database, also whether they fit.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("database", metavar="DB", type=Path, help="text database, image database or one LMDB folder of it")
-    parser.add_argument("other", metavar="DB", type=Path, nargs="?", help="the image database of the texts, or vice versa")
-    parser.add_argument("--sample", type=int, metavar="N", help="read only N records of each database, drawn at random")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the histograms and the ranges of values")
-    add_nproc(parser)
-    options = parser.parse_args(arguments)
-    if options.sample is not None and options.sample < 1:
-        raise InputError(f"--sample {options.sample}: expected at least 1")
-    if options.plot is not None and options.plot.suffix.lower() != ".png":
-        raise InputError(f"--plot {options.plot}: expected a file name that ends in .png")
-    return options
 
 
 def folders_of(paths: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -76,7 +57,20 @@ def inspect(texts: list[Path], images: list[Path], reading: Reading) -> Iterator
 @one_line_errors
 def main(arguments: list[str] | None = None) -> None:
     """Inspect, print each report when it is ready, then list what is wrong."""
-    options = parse_options(arguments)
+    parser = argparse.ArgumentParser(
+        description="Show what is in a database and check it; with a text and an image database, also whether they fit.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("database", metavar="DB", type=Path, help="text database, image database or one LMDB folder of it")
+    parser.add_argument("other", metavar="DB", type=Path, nargs="?", help="the image database of the texts, or vice versa")
+    parser.add_argument("--sample", type=int, metavar="N", help="read only N records of each database, drawn at random")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the histograms and the ranges of values")
+    add_nproc(parser)
+    options = parser.parse_args(arguments)
+    if options.sample is not None and options.sample < 1:
+        raise InputError(f"--sample {options.sample}: expected at least 1")
+    if options.plot is not None and options.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {options.plot}: expected a file name that ends in .png")
     given = [path for path in (options.database, options.other) if path is not None]
     # The name of an image database's folder has a meaning, and "." has none.
     texts, images = folders_of([path if path.name not in ("", "..") else path.resolve() for path in given])

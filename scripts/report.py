@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a page of HTML about one or more evaluations of the same texts and images: a folder that opens without a server.
+"""Write an HTML page about one or more evaluations of the same texts and images: a folder that opens without a server.
 
     python scripts/report.py runs/plain/test runs/singular/test --images photos --output report
 

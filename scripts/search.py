@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Find the images of a database that fit a caption best, with their raw scores and the sigmoids of these.
+"""Rank the images of a database for a caption; print raw scores and their sigmoids.
 
     python scripts/search.py DB "a dog catching a frisbee" --checkpoint FILE --model_config JSON [--top 10]
 

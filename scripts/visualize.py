@@ -50,7 +50,7 @@ class PairOptions(ImageOptions):
     txt_db: str | None = option(None, "text database, instead of a caption")
     text_id: str | None = option(None, "id of the text in it")
     picture: str | None = option(None, "picture of the image; without it, regions are numbers in an empty frame of 4:3")
-    images: str | None = option(None, "folder with the picture, under the name that the image is called after")
+    images: str | None = option(None, "folder that contains the picture, named like the image")
     layer: int = option(-1, "layer, 0 the first, -1 the last")
     head: int | None = option(None, "head, 0 the first; by default the average of all")
     show: tuple[str, ...] = option(("boxes", "linguistic", "blocks"), f"what to draw, from {', '.join(VIEWS)}")
@@ -101,6 +101,8 @@ def draw_pair(arguments: Sequence[str]) -> None:
     for model, checkpoint in zip(short_names(options.checkpoint), options.checkpoint, strict=True):
         architecture = options.model_config or model_config_of(options.checkpoint[0])
         retriever = Retriever.from_checkpoint(checkpoint, architecture, vocab=options.vocab, device=options.device)
+        if isinstance(text, Text):
+            retriever.check_vocabulary(text_db)
         layer = retriever.config.num_hidden_layers - 1 if options.layer == -1 else options.layer
         attentions[model] = retriever.attention(text, image, [layer])
     caption = caption_of(text, next(iter(attentions.values())))

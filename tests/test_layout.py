@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from tests.processes import ROOT
+from tests.standins import run, says
 
 LAYERS = {"utils": 0, "data": 1, "model": 2, "optim": 3, "evaluation": 3}  # a package imports itself and lower layers
 PACKAGES = (*LAYERS, "scripts", "examples", "benchmarks", "tests")
@@ -86,3 +87,12 @@ def test_help(program: str, capsys: pytest.CaptureFixture[str]) -> None:
         importlib.import_module(program).main(["--help"])
     assert not ended.value.code
     assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_missing_packages_are_one_line(program: str) -> None:
+    done = run(sys.executable, "-S", FILES[program], "--help")
+    if program == "scripts.download_itm":  # which runs before anything is installed
+        assert done.returncode == 0
+    else:
+        says(done, 2, "; run 'make venv' in the repository")

@@ -92,7 +92,7 @@ def test_evaluation_of_the_golden_model(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"{100 * result['r_mean']:.2f}" in capsys.readouterr().out
 
 
-def test_training_then_evaluation(tmp_path: Path, few_texts: Path) -> None:
+def test_training_then_evaluation(tmp_path: Path, few_texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each in its own process; the evaluation takes its settings from the training."""
     run = tmp_path / "run"
     databases = few_texts, BUNDLED.image_db
@@ -112,6 +112,17 @@ def test_training_then_evaluation(tmp_path: Path, few_texts: Path) -> None:
     finish(Forked("inf_itm", *options), 120, code=0)
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert {key: scores[key] for key in results["test"]} == pytest.approx(results["test"])
+
+    odd, message = tmp_path / "odd.db", "CLS is 7, in {} it is 101; expected the same vocabulary"
+    shutil.copytree(few_texts, odd)
+    (odd / "meta.json").write_text((odd / "meta.json").read_text().replace('"CLS": 101', '"CLS": 7'))
+    options = inference(odd, BUNDLED.image_db, tmp_path / "odd", checkpoint=run / "ckpt/model_best.pt")
+    assert message.format(run / "log/vocabulary.json") in fails(capsys, inf_itm.main, options)
+    for name in ("val_txt_db", "test_txt_db"):
+        options = training(
+            *databases, tmp_path / "odd", **{"test_img_db": BUNDLED.image_db, "test_txt_db": few_texts, name: odd}
+        )
+        assert message.format(few_texts) in fails(capsys, train_itm_hard_negatives.main, options)
 
 
 def test_same_seed_same_weights(tmp_path: Path, few_texts: Path) -> None:
@@ -221,10 +232,11 @@ def test_names_of_2018_and_pretrained_checkpoints(tmp_path: Path, score: Score, 
 @pytest.mark.parametrize(
     ("message", "change", "architecture"),
     [
-        ("no such checkpoint", None, {}),
+        ("no such file, expected a checkpoint", None, {}),
         ("not a readable checkpoint", b"no checkpoint", {}),
         ("not a readable checkpoint", CHECKPOINT.read_bytes()[:100_000], {}),
         ("state dict", torch.zeros(1), {}),
+        ("a training state, for --resume; expected weights, such as", {"model": {}, "optimiser": {}}, {}),
         ("state dict", {"model": {"a": torch.zeros(1)}}, {}),
         ("uniter.pooler.dense.bias is missing", {"uniter.pooler.dense.bias": None}, {}),
         ("neither rank_output nor itm_output", dict.fromkeys(n for n in STATE if "_output" in n), {}),

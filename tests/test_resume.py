@@ -270,7 +270,9 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
     older, newest, copy = f"state-{STEPS - 2}.pt", f"state-{STEPS}.pt", tmp_path / "copy"
     half = (whole / "ckpt" / newest).read_bytes()[:100_000]
     shutil.copytree(whole, copy)
-    (copy / "ckpt" / newest).write_bytes(half)
+    for name in (newest, older):  # the best one is still whole
+        (copy / "ckpt" / name).write_bytes(half)
+    best = f"state-{min(states(whole))}.pt"
     (tmp_path / "half.pt").write_bytes(half)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").touch()
@@ -278,8 +280,9 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
     for output, resume, message in (
         (whole, [], rf"holds a run .*{newest}.*empty folder.*--resume"),
         (whole, ["--resume", whole / "ckpt" / older], rf"another state .*{newest}.*empty folder"),
-        (copy, ["--resume"], rf"{copy}/ckpt/{newest}: not a readable checkpoint.*{older}"),
-        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (copy, ["--resume"], rf"{copy}/ckpt/{newest}: not a readable checkpoint.*; {best} is whole, remove the later ones"),
+        (copy, ["--resume", copy / "ckpt" / newest], rf"{newest}: not a readable .*; {best} is whole"),
+        (new, ["--resume", tmp_path / "nowhere.pt"], "nowhere.pt: no such file, expected a checkpoint"),
         (new, ["--resume", BUNDLED.folder / "model.pt"], "golden/model.pt: not a training state"),
         (new, ["--resume", tmp_path / "half.pt"], "half.pt: not a readable checkpoint"),
         (tmp_path / "full", ["--resume"], "holds thesis.tex"),
@@ -287,7 +290,8 @@ def test_mistakes_with_resuming(tmp_path: Path, whole: Path, capsys: pytest.Capt
         arguments = options(output, *map(str, resume))
         assert re.search(message, fails(capsys, train_itm_hard_negatives.main, arguments)), message
     assert not new.exists()
-    (copy / "ckpt" / newest).unlink()
+    for name in (newest, older):
+        (copy / "ckpt" / name).unlink()
     train(copy, "--resume")
     assert_same_results(whole, copy)
 

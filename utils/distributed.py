@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from utils.errors import InputError, RankLost, print_error
+from utils.errors import InputError, RankLost, counted, print_error
 from utils.signals import killable
 
 # A dead rank is noticed through its closed connection and its launcher; the timeout only bounds the wait for a slow one.
@@ -42,7 +42,7 @@ def connect(environment: Mapping[str, str] = os.environ) -> ProcessGroup:
         if not missing:
             return TorchDistributed(environment)
         if _integer(environment, "WORLD_SIZE", "1") > 1:
-            raise InputError(f"WORLD_SIZE is in the environment, but {', '.join(missing)} not: start with torchrun")
+            raise InputError(f"WORLD_SIZE is set, but {', '.join(missing)} is not; start with torchrun")
         if "OMPI_COMM_WORLD_SIZE" in environment:  # mpirun, by hand or by a horovodrun that was built with MPI
             group = Horovod("OMPI_COMM_WORLD_SIZE")
             if group.world_size != _integer(environment, "OMPI_COMM_WORLD_SIZE"):
@@ -179,7 +179,7 @@ class Horovod(ProcessGroup):
         self.rank, self.world_size = self.hvd.rank(), self.hvd.size()
         self.local_rank, self.local_size = self.hvd.local_rank(), self.hvd.local_size()
         backend = "NCCL" if self.hvd.nccl_built() else "Gloo" if self.hvd.gloo_built() else "MPI"
-        self.launcher = f"{self.world_size} ranks of horovodrun ({variable} is in the environment), gradients over {backend}"
+        self.launcher = f"{counted(self.world_size, 'rank')} of horovodrun ({variable} is set), gradients over {backend}"
 
     def _sum(self, tensor: Tensor) -> None:
         self._in_place(self.hvd.allreduce_, tensor, op=self.hvd.Sum)
@@ -223,7 +223,7 @@ class TorchDistributed(ProcessGroup):
         except ValueError as error:
             raise InputError(f"MASTER_ADDR or MASTER_PORT in the environment: {error}; start with torchrun") from error
         backend = "NCCL, or Gloo on a CPU" if nccl else "Gloo"
-        self.launcher = f"{self.world_size} ranks of torchrun (RANK, WORLD_SIZE in the environment), gradients over {backend}"
+        self.launcher = f"{counted(self.world_size, 'rank')} of torchrun (RANK, WORLD_SIZE are set), gradients over {backend}"
 
     def _broadcast(self, tensor: Tensor) -> None:
         dist.broadcast(tensor, src=0)

@@ -35,6 +35,11 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``"1 text"`` or ``"2,000 texts"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('x') else 's'}"
+
+
 def print_error(message: object) -> None:
     """Print ``message`` on one line of stderr."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Read JSON, and write files and folders atomically: a reader sees the old one or the new one, whole."""
+"""Open and read files, and write files and folders atomically: a reader sees the old one or the new one, whole."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import json
 import os
 import reprlib
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from utils.errors import InputError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
-BUSY = "another run is at work in this folder, expected one at a time; wait for it or choose another folder"
+BUSY = "another run is using this folder; wait for it or choose another"
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
@@ -31,16 +32,52 @@ def short_repr(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
+@contextmanager
+def reading(path: str | Path, expected: str = "a file") -> Iterator[BinaryIO]:
+    """Open a regular file in binary. Raises ``InputError`` for anything else, such as a pipe, which could block."""
     try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file, expected a JSON file") from error
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            yield file
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
+        raise InputError(f"{path}: {reason}, expected {expected}") from error
+
+
+def read_file(path: str | Path, expected: str = "a file", limit: int = 1 << 60) -> bytes:
+    """Return the bytes of a file. Raises ``InputError`` as ``reading``, and for more than ``limit`` bytes."""
+    with reading(path, expected) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise InputError(f"{path}: has {size:,} bytes, expected {expected} of at most {limit:,}")
+        return file.read()
+
+
+def read_text(path: str | Path, expected: str = "a file") -> str:
+    """Return the text of a file. Raises ``InputError`` as ``reading``, and for text that is not UTF-8, with its line."""
+    data = read_file(path, expected).removeprefix(b"\xef\xbb\xbf")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: line {line}: byte 0x{data[error.start]:02x} is not UTF-8, expected text in UTF-8") from error
+
+
+def read_json(path: str | Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Read a JSON file, objects in it by ``pairs``. Raises ``InputError`` if it is missing, cannot be read, or is not JSON."""
+    text = read_text(path, "a JSON file")
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
+
+
+def read_object(path: str | Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> dict[str, Any]:
+    """Read a JSON object, as ``read_json``. Raises ``InputError`` also if the file contains anything else."""
+    contents = read_json(path, pairs)
+    if not isinstance(contents, dict):
+        raise InputError(f"{path}: contains a JSON {type(contents).__name__}, expected a JSON object")
+    return contents
 
 
 def make_folder(path: str | Path) -> Path:
@@ -117,11 +154,11 @@ def new_folder(path: str | Path) -> Path:
 def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces ``path`` if the block succeeds, and is removed if it fails.
 
-    Raises ``InputError`` if ``path`` is a folder, or the disk refuses.
+    Raises ``InputError`` if ``path`` is anything but a file, or the file cannot be written.
     """
     path = Path(path)
-    if path.name in ("", "..") or os.path.isdir(path):
-        raise InputError(f"{path}: is a folder, expected a file name")
+    if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
+        raise InputError(f"{path}: is a folder, a device or a pipe, expected the name of a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with open(temporary, "wb") as file:
@@ -142,7 +179,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Make a hidden folder that is renamed to ``path`` if the block succeeds, and removed if it fails.
 
     What a killed process left of it is removed first. Raises ``InputError`` if ``path`` exists, another process is writing it,
-    or the disk refuses.
+    or the file cannot be written.
     """
     path = Path(path)
     if os.path.lexists(path):
@@ -214,10 +251,7 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file in hexadecimal. Raises ``InputError`` if it cannot be read."""
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    with reading(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

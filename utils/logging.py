@@ -20,7 +20,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.files import atomic_file, lock
+from utils.files import atomic_file, lock, read_file
 
 FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
 SCALARS = "scalars.jsonl"
@@ -132,10 +132,7 @@ def read_scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 def _read(path: Path) -> Iterator[tuple[bytes, int, dict[str, float]]]:
     """Yield each complete line of a ``scalars.jsonl``, its update and its values; a kill may have cut the last line short."""
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = read_file(path).splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             return

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union
 import msgspec
 
 from utils.errors import InputError, nearest
-from utils.files import read_json
+from utils.files import read_object
 from utils.parallel import cores
 
 Options = TypeVar("Options")
@@ -38,17 +38,9 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def read_options(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ``InputError`` if the file contains anything else."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: contains a JSON {type(value).__name__}, expected an object")
-    return value
-
-
 def read_json_as(cls: type[Options], path: str | Path) -> Options:
     """Read a JSON object as dataclass ``cls``. Raises ``InputError`` naming the file and the key."""
-    return options_from(cls, read_options(path), str(path))
+    return options_from(cls, read_object(path), str(path))
 
 
 def options_from(cls: type[Options], values: dict[str, Any], source: str) -> Options:
@@ -84,13 +76,13 @@ def parse_options(
         raise InputError(f"unknown option {flag}{nearest(flag.split('=')[0], flags)}; --help lists all options")
     words = vars(given)
     config = words.pop("config", None)
-    values = _checked(cls, read_options(config), config) if config else {}
+    values = _checked(cls, read_object(config), config) if config else {}
     for name, word in words.items():
         values[name] = _convert(word, hints[name], f"--{name}", strict=isinstance(word, bool))
     inherited: dict[str, Any] = {}
     for name, keys in inherit.items():
         if path := values.get(name):
-            inherited |= _checked(cls, {key: value for key, value in read_options(path).items() if key in keys}, path)
+            inherited |= _checked(cls, {key: value for key, value in read_object(path).items() if key in keys}, path)
     return options_from(cls, inherited | values, f"{config} and the command line" if config else "command line")
 
 
@@ -180,7 +172,7 @@ def require(options: object, *names: str) -> None:
     """Raise ``InputError`` for the first of these options that is not set."""
     for name in names:
         if not getattr(options, name):
-            raise InputError(f"{name} is missing: it is required and has no default")
+            raise InputError(f"{name} is missing; give --{name} or set it in the JSON file of --config")
 
 
 def check_sizes(options: object) -> None:

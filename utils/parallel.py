@@ -1,7 +1,7 @@
 """Apply a function to a stream of items in several processes, in order and with few items in memory.
 
-``concurrent.futures.ProcessPoolExecutor`` will not do: its workers share their pipes, so that it waits forever for the rest of
-a result if the worker that was sending it is killed, and its workers stay if their parent is.
+``concurrent.futures.ProcessPoolExecutor`` hangs if a process is killed while it sends a result, and its processes outlive a
+killed parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from utils.errors import InputError
-from utils.signals import blocked, leave_to_parent
+from utils.signals import blocked, ignore_stop_signals
 
 MAX_PROCESSES = 256
 Item = TypeVar("Item")
@@ -148,7 +148,7 @@ class _Worker:
 
 
 def _serve(function: Callable[[Any], Any], pipe: Connection, parents: Connection) -> None:
-    leave_to_parent()
+    ignore_stop_signals()
     parents.close()  # so that the pipe ends with the parent
     with suppress(EOFError, OSError):  # the parent has closed the pipe or died
         while True:

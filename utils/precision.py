@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.options import PrecisionName
 
 LOGGER = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     if name == "cuda" and torch.cuda.is_available():
         count = torch.cuda.device_count()
         if local_size > count:
-            raise InputError(f"{local_size} ranks on a host with {count} GPUs, expected a GPU per rank, or --device cpu")
+            raise InputError(f"{local_size} ranks on a host with {counted(count, 'GPU')}, expected a GPU each, or --device cpu")
         name = f"cuda:{local_rank}"
     elif local_size > 1 and name not in ("cpu", "cuda"):
         raise InputError(f"device {name!r} with {local_size} ranks on this host, expected auto, cpu or cuda")

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from utils.errors import counted
 from utils.files import atomic_file, save_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,7 @@ def provenance() -> dict[str, Any]:
         "modified": None if (changes := _git("status", "--porcelain")) is None else changes.splitlines(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {counted(os.cpu_count() or 1, 'CPU')}, {counted(torch.get_num_threads(), 'thread')}",
     }
 
 

@@ -100,7 +100,7 @@ def blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
-def leave_to_parent() -> None:
+def ignore_stop_signals() -> None:
     """Ignore, in a child process, the signals that a terminal or launcher sends to all: its parent will end it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -20,8 +20,8 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from utils.errors import InputError
-from utils.files import atomic_file, short_repr
+from utils.errors import InputError, counted
+from utils.files import atomic_file, reading, short_repr
 
 # What a pickle may name, and what stands in for it: for a storage, the bytes per element.
 _STAND_INS: dict[tuple[str, str], Any] = {
@@ -38,7 +38,7 @@ def save_tensors(path: str | Path, value: Any) -> None:
     """Write dictionaries, lists and tuples of tensors, numbers and strings, atomically.
 
     Raises:
-        InputError: the disk refuses, or a number is not finite; the former file at ``path`` is kept.
+        InputError: the file cannot be written, or a number is not finite; the former file at ``path`` is kept.
     """
     _check_finite(path, value)
     with atomic_file(path) as file:
@@ -55,15 +55,13 @@ def load_tensors(path: str | Path) -> Any:
     Raises:
         InputError: the file is missing, damaged, would run code, or describes more tensors than it has bytes for.
     """
-    try:
-        with open(path, "rb") as file:
+    with reading(path, "a checkpoint") as file:
+        try:
             _check(file)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such checkpoint") from error
-    except Exception as error:  # a damaged pickle can make torch raise anything
-        reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
-        raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can make torch raise anything
+            reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason}); copy or download it again") from error
 
 
 class _Stream:
@@ -89,7 +87,7 @@ def _check_finite(path: str | Path, value: Any, name: str = "") -> None:
         for key, item in value.items():
             _check_finite(path, item, f"{name} {key}".strip())
     elif isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise InputError(f"{path}: not written, {name} is not finite")
+        raise InputError(f"{path}: not written, {name} is not finite; lower learning_rate")
 
 
 def _check(file: IO[bytes]) -> None:
@@ -107,7 +105,7 @@ def _check(file: IO[bytes]) -> None:
     for _ in range(5):  # a magic number, a version, a machine, the value, and the names of the storages, whose bytes follow
         inspector.load()
     if (needed := sum(inspector.storages.values())) > size:
-        raise InputError(f"its tensors take {needed:,} bytes, the file has {size:,}")
+        raise InputError(f"its tensors take {counted(needed, 'byte')}, the file has {size:,}")
 
 
 def _check_zip(file: IO[bytes], size: int, longest: int) -> None:

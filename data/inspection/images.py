@@ -15,18 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from data.boxes import Layout, parse_layout
-from data.checks import all_finite, check_regions, is_text_list
+from data.checks import HALF_STEP, all_finite, check_regions, is_text_list, wrong_sizes
 from data.image_db import contents_of
 from data.inspection.reading import Reading, read_map, read_names, read_object
 from data.inspection.report import Faults, Range, Report, Summary, share, size_on_disk, spread, table
 from data.lmdb_store import LmdbReader
 from data.records import read_msgpack, read_npz
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 _AT_ONCE = 32
-# The largest rounding error of a number up to 1 in half precision, and of x2 - x1 - w when all three are rounded.
-_STEP = float(np.finfo(np.float16).eps)
 
 
 def lmdb_folders(path: Path) -> list[Path]:
@@ -66,7 +64,7 @@ def inspect_images(path: Path, reading: Reading) -> tuple[Report, set[str] | Non
     boxes, widths, types = (seen.counts_of(thing) for thing in ("boxes", "width", "type"))
     if len(widths) > 1:
         for width, images in widths.items():
-            example = f"{width} per box in {images:,} images, the first of them {seen.examples[width]!r}"
+            example = f"{width} per box in {counted(images, 'image')}, the first of them {seen.examples[width]!r}"
             faults.add("different numbers of features", example)
 
     report.facts["size"] = size_on_disk([path / "data.mdb", *([] if sidecar is None else [sidecar])])
@@ -78,9 +76,9 @@ def inspect_images(path: Path, reading: Reading) -> tuple[Report, set[str] | Non
             f"{' or '.join(f'{width:,}' for width in sorted(widths))} per box, {' or '.join(sorted(types))}"
         )
         if without := seen.counts["without conf"]:
-            report.facts["confidences"] = f"none in {share(without, boxes.total(), 'images')}"
+            report.facts["confidences"] = f"none in {share(without, boxes.total(), 'image')}"
         if few := seen.counts["few boxes"]:
-            report.facts["few boxes"] = f"{share(few, boxes.total(), 'images')} where the detector found fewer than min_bb"
+            report.facts["few boxes"] = f"{share(few, boxes.total(), 'image')} where the detector found fewer than min_bb"
         report.histogram = "boxes per image", boxes
     report.ranges = seen.ranges
     made = path.with_name(f"made_{path.name}.json")
@@ -116,7 +114,7 @@ def _compare_names(
 
 
 def _check(layout: Layout, store: LmdbReader, records: Sequence[tuple[str, int | None]]) -> Summary:
-    """Check records, given as name and number of boxes by the sidecar file, None where this lacks it."""
+    """Check records, given as name and number of boxes by the sidecar file, None if it lacks it."""
     summary = Summary()
     for name, boxes in records:
         try:
@@ -157,7 +155,7 @@ def _check_image(name: str, boxes: int | None, arrays: dict[str, np.ndarray], la
             example = f"{name!r}: {rows}, {layout.sidecar} has {boxes}"
             faults.add(f"images with another number of boxes than in {layout.sidecar}", example)
     if labels is not None and labels.shape[:1] != (rows,):
-        faults.add("images whose soft_labels are not one row per box", f"{name!r}: shape {list(labels.shape)}, {rows} boxes")
+        faults.add("images whose soft_labels are not one row per box", f"{name!r}: shape {list(labels.shape)}, boxes: {rows}")
     for key, array in arrays.items():
         if key in not_finite:
             continue
@@ -173,12 +171,11 @@ def _value_faults(key: str, values: np.ndarray) -> Iterator[tuple[str, str]]:
     """Each kind of fault in boxes ``x1 y1 x2 y2 w h`` (K, 6) or confidences (K,), with the first box that has it."""
     checks: dict[str, np.ndarray] = {}
     if key == "norm_bb":
-        spans = values[:, 2:4] - values[:, :2]
-        checks["images with boxes outside [0, 1]"] = (values < -_STEP) | (values > 1 + _STEP)
-        checks["images with boxes of x2 < x1 or y2 < y1"] = spans < 0
-        checks["images with boxes whose w h are not x2 - x1 and y2 - y1"] = np.abs(spans - values[:, 4:]) > _STEP
+        checks["images with boxes outside [0, 1]"] = (values < -HALF_STEP) | (values > 1 + HALF_STEP)
+        checks["images with boxes of x2 < x1 or y2 < y1"] = values[:, 2:4] < values[:, :2]
+        checks["images with boxes whose w h are not x2 - x1 and y2 - y1"] = wrong_sizes(values)
     elif key == "conf":
-        checks["images whose boxes are not in falling confidence"] = np.diff(values, prepend=np.inf) > 0
+        checks["images whose boxes are not in descending confidence"] = np.diff(values, prepend=np.inf) > 0
         checks["images with confidences outside [0, 1]"] = (values < 0) | (values > 1)
     for kind, wrong in checks.items():
         if wrong.any():
@@ -192,14 +189,14 @@ def compare(texts_path: Path, image_of: Mapping[str, str], images_path: Path, im
     named = Counter(image for image in image_of.values() if image)
     absent = {image: texts for image, texts in named.items() if image not in images}
     for image, texts in absent.items():
-        report.faults.add("images that texts name and the image database lacks", f"{image!r}, of {texts:,} texts")
+        report.faults.add("images that texts name and the image database lacks", f"{image!r}, of {counted(texts, 'text')}")
     alone = [text for text, image in image_of.items() if image not in images]
     report.faults.add_names("texts without an image", alone)
     without = sum(image not in named for image in images)
     if named:
-        report.facts["images"] = share(len(named) - len(absent), len(named), "images that the texts name are there")
+        report.facts["images"] = f"{share(len(named) - len(absent), len(named), 'image')} of the texts found"
     if image_of:
-        report.facts["texts"] = share(len(image_of) - len(alone), len(image_of), "texts have their image")
+        report.facts["texts"] = f"{share(len(image_of) - len(alone), len(image_of), 'text')} with an image"
     if images:
-        report.facts["no text"] = f"{share(without, len(images), 'images')}, normal if they are of other splits"
+        report.facts["no text"] = f"{share(without, len(images), 'image')}, normal if they are of other splits"
     return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import mmap
 import multiprocessing
 import random
@@ -19,9 +18,10 @@ from tqdm import tqdm
 
 from data.inspection.report import Faults, Summary
 from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
+from utils import files
 from utils.errors import InputError
-from utils.files import read_json, short_repr
-from utils.signals import blocked, leave_to_parent
+from utils.files import short_repr
+from utils.signals import blocked, ignore_stop_signals
 
 UNREADABLE = "files that cannot be read"
 PATIENCE = 300.0  # seconds without progress after which a child process is killed
@@ -58,7 +58,7 @@ def _child(folder: Path, produce: Callable[..., Iterable[Any]], *args: Any) -> I
 
     def serve() -> None:
         pipe.close()  # so that the pipe breaks when the parent ends
-        leave_to_parent()
+        ignore_stop_signals()
         faulthandler.disable()  # the parent reports how this process dies
         try:
             with _AnnouncingReader(folder, note) as store:
@@ -177,18 +177,14 @@ def read_object(file: Path, faults: Faults) -> dict[str, Any] | None:
         return fields
 
     try:
-        contents = read_json(file)
-        if not isinstance(contents, dict):
-            raise InputError(f"{file}: expected a JSON object")
+        return files.read_object(file, without_repetition)
     except InputError as error:
         faults.add(UNREADABLE, str(error))
         return None
-    json.loads(file.read_bytes(), object_pairs_hook=without_repetition)
-    return contents
 
 
 def read_map(file: Path, meaning: str, fits: Callable[[Any], bool], faults: Faults) -> dict[str, Any] | None:
-    """Read those entries of a JSON object whose value passes ``fits``; others are faults, being no ``meaning``."""
+    """Read the entries of a JSON object whose value passes ``fits``; report the others as not being ``meaning``."""
     contents = read_object(file, faults)
     for key in [key for key, value in (contents or {}).items() if not fits(value)]:
         assert contents is not None

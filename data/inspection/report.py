@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.errors import counted
+
 MAX_EXAMPLES = 10
 _MAX_LINE = 300
 _MAX_BINS = _MAX_FIELDS = 20
@@ -140,9 +142,9 @@ def spread(counts: Mapping[int, int], each: str) -> str:
     return f"{low:,} {each}" if low == high else f"{low:,} to {high:,} {each}, {mean:.1f} on average"
 
 
-def share(part: int, whole: int, things: str) -> str:
+def share(part: int, whole: int, thing: str) -> str:
     """``part`` of ``whole`` things, with the percentage."""
-    return f"{part:,} of {whole:,} {things} ({part / whole:.2%})"
+    return f"{part:,} of {counted(whole, thing)} ({part / whole:.2%})"
 
 
 def size_on_disk(files: Iterable[Path]) -> str:

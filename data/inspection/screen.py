@@ -16,7 +16,7 @@ _COLOUR, _LIGHT = "#31688e", "#c3d5e3"
 
 
 def screen_width() -> int:
-    """The number of columns of the terminal, but 80 to 120."""
+    """Return the terminal's width, limited to 80 to 120 columns."""
     return min(max(shutil.get_terminal_size().columns, 80), 120)
 
 
@@ -49,7 +49,7 @@ def _histogram(counts: Mapping[int, int]) -> dict[str, str]:
     whole, most, longest = totals.sum(), totals.max(), screen_width() - 45
     rows = {}
     for first, last, total in zip(edges[:-1], edges[1:] - 1, totals, strict=True):
-        bar = "#" * max(round(longest * total / most), int(total > 0))  # whatever is there can be seen
+        bar = "#" * max(round(longest * total / most), int(total > 0))  # at least one mark for a count above 0
         rows[f"{first}" if first == last else f"{first}-{last}"] = f"{total:>12,} {total / whole:>7.1%}  {bar}".rstrip()
     return rows
 

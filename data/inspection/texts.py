@@ -17,7 +17,7 @@ from data.inspection.report import Faults, Report, Summary, share, size_on_disk,
 from data.lmdb_store import LmdbReader
 from data.text_db import decode_text
 from data.tokenizer import load_tokenizer
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import short_repr
 
 SIDECARS = ("id2len.json", "txt2img.json", "img2txts.json", "meta.json")
@@ -53,15 +53,15 @@ def inspect_texts(path: Path, reading: Reading) -> tuple[Report, dict[str, str] 
     report.facts["size"] = size_on_disk(path / name for name in ("data.mdb", *SIDECARS))
     report.facts["texts"] = reading.describe(names)
     if of_image := Counter(image for image in texts.values() if image):
-        report.facts["images"] = f"{len(of_image):,}, with {spread(Counter(of_image.values()), 'texts each')}"
+        report.facts["images"] = f"{len(of_image):,}, texts: {spread(Counter(of_image.values()), 'per image')}"
     if lengths:
         counts = Counter(lengths.values())
         report.facts["word pieces"] = spread(counts, "per text")
         report.histogram = "word pieces per text", counts
-        too_long = share(sum(length > MAX_TXT_LEN for length in lengths.values()), len(lengths), "texts")
+        too_long = share(sum(length > MAX_TXT_LEN for length in lengths.values()), len(lengths), "text")
         report.facts[f"over {MAX_TXT_LEN}"] = f"{too_long}, left out by --max_txt_len {MAX_TXT_LEN}"
     if seen.counts["word pieces"]:
-        report.facts["[UNK]"] = share(seen.counts["unknown"], seen.counts["word pieces"], "word pieces")
+        report.facts["[UNK]"] = share(seen.counts["unknown"], seen.counts["word pieces"], "word piece")
     if caption := seen.examples.get("caption"):
         report.tables["first caption"] = _decoded(caption, meta or {})
     if meta:
@@ -70,7 +70,7 @@ def inspect_texts(path: Path, reading: Reading) -> tuple[Report, dict[str, str] 
 
 
 def _check(vocab_size: int, unk: int, store: LmdbReader, records: Sequence[tuple[str, int | None, str | None]]) -> Summary:
-    """Check records, given as id, length and image by the sidecar files, None where these lack it."""
+    """Check records, given as id, length and image by the sidecar files, None if they lack it."""
     summary = Summary()
     for text_id, length, image in records:
         try:
@@ -83,7 +83,7 @@ def _check(vocab_size: int, unk: int, store: LmdbReader, records: Sequence[tuple
             example = f"{text_id!r}: img_fname is {short_repr(named)}, txt2img.json has {image!r}"
             summary.faults.add("records of another image than in txt2img.json", example)
         if length is not None and len(ids) != length:
-            example = f"{text_id!r}: {len(ids)} word pieces, id2len.json has {length}"
+            example = f"{text_id!r}: {counted(len(ids), 'word piece')}, id2len.json has {length}"
             summary.faults.add("records of another length than in id2len.json", example)
         summary.counts.update({"word pieces": len(ids), "unknown": int(np.count_nonzero(ids == unk))})
         if not summary.examples:

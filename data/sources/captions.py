@@ -1,9 +1,10 @@
-"""Read captions and the names of their images from annotation files: Karpathy's JSON, JSONL and CSV."""
+"""Read captions and the names of their images: Karpathy's JSON, JSONL, CSV, and the token files of Flickr8k and Flickr30k."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import chain
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 import msgspec
 from tqdm import tqdm
 
-from data.picture_names import feature_name
+from data.picture_names import feature_name, picture_stem
 from data.text_db import TextDatabaseWriter, encode_text
 from data.tokenizer import load_tokenizer
-from utils.errors import InputError, nearest
-from utils.files import short_repr
+from utils.errors import InputError, counted, nearest
+from utils.files import read_text, short_repr
 from utils.parallel import in_order
 
 CHUNK = 2000  # captions that a worker encodes at a time
@@ -25,7 +26,10 @@ PER_WORKER = 15_000  # captions that are encoded in the time in which another wo
 
 
 class Caption(NamedTuple):
-    """One caption: ``filename`` is its picture's, ``image`` the key of the picture's features in the image database."""
+    """One caption: ``filename`` is its picture's, ``image`` the key of the picture's features in the image database.
+
+    ``place`` in the file is for messages.
+    """
 
     text_id: str
     image: str
@@ -33,6 +37,7 @@ class Caption(NamedTuple):
     raw: str
     split: str
     dataset: str
+    place: str
 
 
 class _Sentence(msgspec.Struct):
@@ -65,84 +70,131 @@ def _read_karpathy(text: str) -> Iterator[Caption]:
     except ValueError as error:
         raise ValueError(f"{error}; expected Karpathy's JSON") from error
     for number, picture in enumerate(contents.images):
+        place, name, dataset = f"images[{number}]", picture.filename, contents.dataset
         try:
-            image = feature_name(contents.dataset, picture.filename, picture.filepath)
+            image = feature_name(dataset, name, picture.filepath)
         except ValueError as error:
-            raise ValueError(f"images[{number}]: {error}") from error
+            raise ValueError(f"{place}: {error}") from error
         for sentence in picture.sentences:
-            yield Caption(str(sentence.sentid), image, picture.filename, sentence.raw, picture.split, contents.dataset)
+            yield Caption(str(sentence.sentid), image, name, sentence.raw, picture.split, dataset, place)
 
 
-def _read_rows(rows: Iterable[tuple[int, Any]], read: Callable[[Any], _Row]) -> Iterator[Caption]:
+def _read_rows(rows: Iterable[tuple[int, Any]], read: Callable[[Any], _Row], dataset: str = "") -> Iterator[Caption]:
     """Captions of (line number, row); text ids count the rows of all splits, so that no two databases share one."""
     for number, (line, contents) in enumerate(rows):
         try:
             row = read(contents)
-            yield Caption(str(number), feature_name("", row.image), row.image, row.caption, row.split.strip(), "")
+            image = feature_name(dataset, row.image)
+            yield Caption(str(number), image, row.image, row.caption, row.split.strip(), dataset, f"line {line}")
         except ValueError as error:
-            raise ValueError(f"line {line}: {error}; expected image, caption and split") from error
+            raise ValueError(f"line {line}: {error}") from error
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    return ((line, contents) for line, contents in enumerate(text.split("\n"), start=1) if contents.strip())
 
 
 def _read_jsonl(text: str) -> Iterator[Caption]:
-    lines = ((line, contents) for line, contents in enumerate(text.split("\n"), start=1) if contents.strip())
-    return _read_rows(lines, msgspec.json.Decoder(_Row).decode)
+    return _read_rows(_lines(text), msgspec.json.Decoder(_Row).decode)
+
+
+def _read_tokens(dataset: str, text: str) -> Iterator[Caption]:
+    """Captions of lines ``1000092795.jpg#0``, tab, caption; they belong to no split."""
+
+    def read(line: str) -> _Row:
+        picture, _, caption = line.partition("\t")
+        if not (caption and (name := re.fullmatch(r"(.+)#\d+", picture))):
+            raise ValueError(f"{short_repr(line)} found, expected 1000092795.jpg#0, tab, caption")
+        return _Row(name[1], caption.strip(), "")
+
+    return _read_rows(_lines(text), read, dataset)
 
 
 def _read_csv(text: str) -> Iterator[Caption]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if len(set(reader.fieldnames or ())) < len(reader.fieldnames or ()):
-        raise ValueError("line 1: names a column twice")
+    rows = _csv_rows(text)
+    line, header = next(rows, (1, []))
+    if absent := [name for name in _Row.__struct_fields__ if name not in header]:
+        lacks = f"lacks column{'s' * (len(absent) > 1)} {', '.join(absent)}; it has {short_repr(header)}"
+        raise ValueError(f"line {line} {lacks}; expected the names image, caption and split, separated by commas")
+    if len(set(header)) < len(header):
+        raise ValueError(f"line {line}: names a column twice")
 
-    def read(row: dict[str | None, Any]) -> _Row:
-        if None in row:  # csv's key for what is beyond the last column
-            raise ValueError("more columns than in the first line, put a caption with commas in quotes")
-        return msgspec.convert(row, _Row)
+    def read(row: list[str]) -> _Row:
+        if len(row) != len(header):
+            wrong = f"{counted(len(row), 'column')}, expected {len(header)} as in line {line}"
+            raise ValueError(f"{wrong}; put a caption with commas in quotation marks")
+        return msgspec.convert(dict(zip(header, row, strict=True)), _Row)
 
-    return _read_rows(((reader.line_num, row) for row in reader), read)
-
-
-READERS: dict[str, Callable[[str], Iterator[Caption]]] = {".json": _read_karpathy, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    return _read_rows(rows, read)
 
 
-def read_annotations(path: Path) -> bytes:
-    """The bytes of an annotation file. Raises ``InputError``."""
-    if path.suffix not in READERS:
+def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row that is not blank, with the number of its first line."""
+    line, reader = 1, csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if row:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"line {line}: {error}; is a quotation mark not closed?") from error
+
+
+# By the end of the file's name.
+READERS: dict[str, Callable[[str], Iterator[Caption]]] = {
+    ".json": _read_karpathy,
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    "results_20130124.token": partial(_read_tokens, "flickr30k"),
+    ".token": partial(_read_tokens, ""),
+    ".token.txt": partial(_read_tokens, ""),
+}
+
+
+def all_captions(path: Path) -> Iterator[Caption]:
+    """The captions of all splits in ``path``. Raises ``InputError`` if it cannot be read or is malformed."""
+    reader = next((reader for ending, reader in READERS.items() if path.name.endswith(ending)), None)
+    if reader is None:
         raise InputError(f"{path}: unknown kind of file, expected one of {', '.join(READERS)}")
+    text = read_text(path, "captions")
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def all_captions(path: Path, contents: bytes) -> Iterator[Caption]:
-    """The captions of all splits in ``contents``, the bytes of ``path``. Raises ``InputError`` if they are malformed."""
-    try:
-        yield from READERS[path.suffix](contents.decode("utf-8-sig"))
-    except (ValueError, RecursionError, csv.Error) as error:
+        yield from reader(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def captions_of(path: Path, contents: bytes, split: str) -> list[Caption]:
-    """The captions of one split.
+def captions_of(path: Path, split: str) -> list[Caption]:
+    """The captions of one split; for a token file, ``split`` is the file that lists its pictures.
 
     Raises ``InputError`` also if there are none, if two pictures share a name, or if a picture is in two splits.
     """
     first_of: dict[str, Caption] = {}
     splits: set[str] = set()
     captions = []
-    for caption in all_captions(path, contents):
+    listed = None
+    if ".token" in path.name:
+        expected = f"a list of pictures, such as Flickr_8k.testImages.txt, as {path.name} has no splits"
+        listed = {picture_stem(line.strip()) for _, line in _lines(read_text(split, expected))}
+    for caption in all_captions(path):
+        if listed is not None:
+            caption = caption._replace(split=split if picture_stem(caption.filename) in listed else "")
         splits.add(caption.split)
         first = first_of.setdefault(caption.image, caption)
+        wrong = None
         if first.filename != caption.filename:
             both = f"{short_repr(first.filename)} and {short_repr(caption.filename)}"
-            raise InputError(f"{path}: {both} would both be image {short_repr(caption.image)}; rename one of the pictures")
-        if first.split != caption.split:
+            wrong = f"{both} would both be image {short_repr(caption.image)}; rename one of the pictures"
+        elif first.split != caption.split:
             both = f"{short_repr(first.split)} and in {short_repr(caption.split)}"
-            raise InputError(f"{path}: {short_repr(caption.filename)} is in {both}, expected each picture in one split")
+            wrong = f"{short_repr(caption.filename)} is in {both}, expected each picture in one split"
+        if wrong:
+            raise InputError(f"{path}: {caption.place}: {wrong}")
         if caption.split == split:
             captions.append(caption)
     if split not in splits:
         raise InputError(f"{path}: no caption of split {split!r}{nearest(split, splits)}, it has {short_repr(sorted(splits))}")
+    if absent := (listed or set()) - {picture_stem(caption.filename) for caption in captions}:
+        raise InputError(f"{path}: no caption of {counted(len(absent), 'picture')} in {split}, such as {min(absent)!r}")
     return captions
 
 
@@ -153,17 +205,20 @@ def _encode(vocab: Path | None, captions: Sequence[Caption]) -> list[tuple[str, 
     """Text id, image, record and number of word pieces of each caption."""
     tokenizer = tokenizer_of(vocab)
     encoded = []
-    for text_id, image, filename, raw, split, dataset in captions:
+    for text_id, image, filename, raw, split, dataset, _ in captions:
         ids = tokenizer.encode(raw)
         kept = {"raw": raw, "toked_caption": tokenizer.tokens(ids), "filename": filename, "split": split, "dataset": dataset}
         encoded.append((text_id, image, encode_text(ids, image, **kept), len(ids)))
     return encoded
 
 
-def write_captions(captions: Sequence[Caption], database: TextDatabaseWriter, vocab: Path | None, nproc: int) -> None:
-    """Split captions into word pieces, in up to ``nproc`` worker processes, and add them to ``database``."""
+def write_captions(
+    path: Path, captions: Sequence[Caption], database: TextDatabaseWriter, vocab: Path | None, nproc: int
+) -> None:
+    """Split captions of ``path`` into word pieces, in up to ``nproc`` worker processes, and add them to ``database``."""
     chunks = [captions[first : first + CHUNK] for first in range(0, len(captions), CHUNK)]
     results = in_order(partial(_encode, vocab), chunks, min(nproc, 1 + len(captions) // PER_WORKER))
-    encoded = chain.from_iterable(results)
-    for caption in tqdm(encoded, total=len(captions), desc=database.path.name, unit=" captions", disable=None):
-        database.put_encoded(*caption)
+    encoded = zip(chain.from_iterable(results), captions, strict=True)
+    progress = tqdm(encoded, total=len(captions), desc=database.path.name, unit=" captions", disable=None)
+    for (text_id, image, record, length), caption in progress:
+        database.put_encoded(text_id, image, record, length, f"{path}: {caption.place}")

@@ -34,10 +34,10 @@ DATASETS = {"flickr": _FLICKR + _CHECKPOINTS, "coco": _COCO + _CHECKPOINTS, "all
 
 CHECKSUMS = "SHA256SUMS"
 ADVICE = "name a copy with --mirror URL, or a folder that has the file with --from DIR"
-TRIES = 6  # in a row that receive nothing of a file
+TRIES = 6  # consecutive attempts without a new byte of a file
 PAUSE = 0.5  # seconds before the second try, doubled before each further one
 STALL = "30"  # seconds without a byte
-RETRY = ("--retry", "2", "--retry-connrefused")  # for short requests: of a long one curl would forget what it received
+RETRY = ("--retry", "2", "--retry-connrefused")  # short requests only: on a retry curl discards what it has received
 NOT_RESUMABLE = (33, 416)  # exit code of curl, HTTP status
 
 

@@ -19,8 +19,9 @@ from xml.parsers import expat
 import numpy as np
 
 from utils.errors import InputError
-from utils.files import short_repr
+from utils.files import read_file, short_repr
 
+KIND = "a file of Flickr30k Entities"
 MAX_BYTES = 1 << 20  # of a file; those of Flickr30k have some kilobytes
 MAX_BOXES = 4096  # of a picture; a box of two chains counts twice
 _MAX_ELEMENTS = 50_000  # of a picture's file
@@ -82,7 +83,7 @@ def read_annotated(folder: Path, name: str) -> Annotated:
 def read_sentences(path: Path) -> list[Caption]:
     """Read the captions of a picture. Raises ``InputError`` as ``read_annotated`` does."""
     captions = []
-    for number, line in enumerate(_read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+    for number, line in enumerate(read_file(path, KIND, MAX_BYTES).removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         try:
             if line.strip():
                 captions.append(parse_caption(line.decode()))
@@ -92,7 +93,7 @@ def read_sentences(path: Path) -> list[Caption]:
 
 
 def parse_caption(line: str) -> Caption:
-    """Separate words from marks. Raises ``ValueError`` for a mark that is damaged, nested, or lacks its other end."""
+    """Separate words from marks. Raises ``ValueError`` for a mark that is damaged, nested or unclosed."""
     words: list[str] = []
     phrases: list[Phrase] = []
     opening: re.Match[str] | None = None
@@ -119,7 +120,7 @@ def parse_caption(line: str) -> Caption:
 
 def read_boxes(path: Path) -> tuple[dict[int, np.ndarray], frozenset[int]]:
     """Read ``boxes`` and ``scenes`` of a picture. Raises ``InputError`` as ``read_annotated`` does."""
-    data = _read(path)
+    data = read_file(path, KIND, MAX_BYTES)
     try:
         return _boxes_and_scenes(_parse(data))
     except expat.ExpatError as error:
@@ -131,7 +132,7 @@ def read_boxes(path: Path) -> tuple[dict[int, np.ndarray], frozenset[int]]:
 def _parse(data: bytes) -> ElementTree.Element:
     """The elements of an XML file, each with the attribute ``line``, where it ends, instead of its own attributes.
 
-    Raises ``ValueError`` for what only hostile files have; a document type before any entity in it is expanded or fetched.
+    Raises ``ValueError`` for what only hostile files have; refuses a document type before any entity is expanded or fetched.
     """
     parser, builder = expat.ParserCreate(), ElementTree.TreeBuilder()
     numbers = iter(range(_MAX_ELEMENTS))
@@ -196,14 +197,3 @@ def _whole(element: ElementTree.Element, path: str = ".") -> int:
 
 def _wrong(element: ElementTree.Element, message: str) -> ValueError:
     return ValueError(f"line {element.get('line')}: {message}")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a file of Flickr30k Entities") from error
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: over {MAX_BYTES:,} bytes, expected a file of Flickr30k Entities")
-    return data

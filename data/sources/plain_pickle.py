@@ -1,8 +1,8 @@
 """Read numbers, text and numpy arrays from a pickled dict without calling anything that the pickle names.
 
-MMF and MILVLG's extractor pickle boxes and confidences. To restrict ``pickle.Unpickler.find_class`` would not be enough: a few
-bytes can make that unpickler reserve gigabytes for its memo, or hang on a dict key of nested tuples. So this is Python's second
-unpickler, the one written in Python, which lets dicts be restricted too.
+MMF and MILVLG's extractor pickle boxes and confidences. Restricting ``pickle.Unpickler.find_class`` is not enough: a few
+bytes can make the C unpickler reserve gigabytes for its memo, or hang on a dict key of nested tuples. Hence the unpickler
+written in Python, whose dicts can be restricted too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from data.records import plain_array, read_npy_header
+from utils.errors import counted
 from utils.files import short_repr
 
 MAX_BYTES = 4 << 20
@@ -44,7 +45,7 @@ class _Call:
 
     def __call__(self, *arguments: Any) -> _Call:
         if len(arguments) > 3:  # more than numpy ever passes, and a million would be copied by every call
-            raise ValueError(f"calls {self.name} with {len(arguments):,} arguments")
+            raise ValueError(f"calls {self.name} with {counted(len(arguments), 'argument')}")
         return _Call(self.name, arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -71,12 +72,12 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_plain(data: bytes, wanted: Collection[str]) -> dict[str, Any]:
-    """Those of the ``wanted`` entries that the pickled dict has: arrays, numbers, text; other values are of no use.
+    """Return those ``wanted`` entries that the pickled dict has: arrays, numbers or text.
 
     Raises ``ValueError`` for any other pickle.
     """
     if len(data) > MAX_BYTES:
-        raise ValueError(f"has {len(data):,} bytes of pickle, expected at most {MAX_BYTES:,}")
+        raise ValueError(f"has {counted(len(data), 'byte')} of pickle, expected at most {MAX_BYTES:,}")
     try:
         for count, (instruction, *_) in enumerate(pickletools.genops(io.BytesIO(data))):
             if count == MAX_INSTRUCTIONS:

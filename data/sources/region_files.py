@@ -13,10 +13,11 @@ from data.records import read_members, read_npy, read_npz
 from data.sources.plain_pickle import read_pickled_dict
 from data.sources.regions import Arrays, Source, check_normalised, normalise_boxes
 from utils.errors import InputError
-from utils.files import short_repr
+from utils.files import read_file, short_repr
 
 MAX_FILE_BYTES = 256 << 20
 _INFO = "_info.npy"
+_read = partial(read_file, limit=MAX_FILE_BYTES)
 
 
 def sources_of(folder: Path) -> list[Source]:
@@ -36,14 +37,6 @@ def sources_of(folder: Path) -> list[Source]:
     if not loaders:
         raise InputError(f"{folder}: no .npz or .npy file in it")
     return [Source(path.name, str(path), partial(load, path)) for path, load in sorted(loaders.items())]
-
-
-def _read(path: Path) -> bytes:
-    if path.exists() and not path.is_file():  # reading a pipe would block
-        raise ValueError("is not a regular file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ValueError(f"has {path.stat().st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}")
-    return path.read_bytes()
 
 
 def load_npz(path: Path) -> Arrays:

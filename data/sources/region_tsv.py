@@ -19,13 +19,13 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from data.sources.regions import Arrays, Source, normalise_boxes
-from utils.errors import InputError
-from utils.files import short_repr
+from utils.errors import InputError, counted
+from utils.files import reading, short_repr
 
 MAX_ROW_BYTES = 16 << 20  # 100 boxes of 2,048 features take 1.1 MB
 
@@ -41,10 +41,12 @@ Sizes = dict[str, tuple[int, int]]  # width and height of each image in pixels
 
 def kind_of(path: Path) -> tuple[str, ...]:
     """The columns of a TSV, recognised by their number in the first row. Raises ``InputError``."""
-    with _open(path) as file:
-        columns = file.readline(MAX_ROW_BYTES).count(b"\t") + 1
-    if columns not in KINDS:
-        raise InputError(f"{path}: its first row has {columns} columns, expected {' or '.join(map(str, sorted(KINDS)))}")
+    _, first = next(_rows(path), (0, b""))
+    if not first:
+        raise InputError(f"{path}: has no row, expected one per image")
+    if (columns := first.count(b"\t") + 1) not in KINDS:
+        expected = " or ".join(map(str, sorted(KINDS)))
+        raise InputError(f"{path}: its first row has {counted(columns, 'column')}, expected {expected}, separated by tabs")
     return KINDS[columns]
 
 
@@ -55,29 +57,17 @@ def sources_of(path: Path, kind: tuple[str, ...], sizes: Sizes) -> Iterator[Sour
         yield Source(name, f"{path} row {number} ({short_repr(name)})", partial(load_row, row, kind, sizes.get(name)))
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.exists() and not path.is_file():  # a pipe can be read only once, and kind_of reads its first row
-        raise InputError(f"{path}: is not a regular file")
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-
-
 def _rows(path: Path) -> Iterator[tuple[int, bytes]]:
     """Rows that are not empty, numbered from 1; of a row that is too long only the beginning, which load_row refuses."""
-    with _open(path) as file:
+    with reading(path) as file:
         number = 0
-        try:
-            while row := file.readline(MAX_ROW_BYTES + 1):
-                number += 1
-                rest = row
-                while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
-                    rest = file.readline(MAX_ROW_BYTES + 1)
-                if row.strip():
-                    yield number, row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read after row {number} ({error.strerror})") from error
+        while row := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            rest = row
+            while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_ROW_BYTES + 1)
+            if row.strip():
+                yield number, row.removeprefix(codecs.BOM_UTF8) if number == 1 else row
 
 
 def load_row(row: bytes, kind: tuple[str, ...], size: tuple[int, int] | None) -> Arrays:
@@ -86,7 +76,7 @@ def load_row(row: bytes, kind: tuple[str, ...], size: tuple[int, int] | None) ->
         raise ValueError(f"is longer than {MAX_ROW_BYTES:,} bytes")
     values = row.rstrip(b"\r\n").split(b"\t")
     if len(values) != len(kind):
-        raise ValueError(f"has {len(values)} columns, expected {len(kind)} as in the first row")
+        raise ValueError(f"has {counted(len(values), 'column')}, expected {len(kind)} as in the first row")
     fields = dict(zip(kind, values, strict=True))
     return _from_vinvl(fields["objects"], size) if kind == VINVL else _from_butd(fields)
 
@@ -120,7 +110,7 @@ def _floats(fields: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.nda
         return np.frombuffer(data, "<f4").reshape(shape)
     except ValueError as error:
         expected = " x ".join("D" if size == -1 else f"{size}" for size in shape)
-        raise ValueError(f"{name}: has {len(data):,} bytes, expected {expected} numbers of 4 bytes") from error
+        raise ValueError(f"{name}: has {counted(len(data), 'byte')}, expected {expected} numbers of 4 bytes") from error
 
 
 def _from_vinvl(text: bytes, size: tuple[int, int] | None) -> Arrays:

@@ -16,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from data.boxes import Layout
+from data.checks import wrong_sizes
 from data.image_db import ImageDatabaseWriter, encode_image
 from data.lmdb_store import check_name
 from data.picture_names import feature_name, picture_stem, trailing_number
-from data.sources.captions import all_captions, read_annotations
+from data.sources.captions import all_captions
 from utils.files import short_repr
 from utils.parallel import in_order
 
-_TOLERANCE = 1.0  # pixels by which a box may leave its image: to some detectors the last column is w, to others w - 1
+_TOLERANCE = 1.0  # pixels by which a box may leave its image: some detectors number the last column w, others w - 1
 
 Arrays = dict[str, np.ndarray]
 Naming = Callable[[str], str]  # from an image's id in the detector's output to its name in the database; raises ValueError
@@ -54,7 +55,7 @@ def _encode(layout: Layout, named: tuple[str, Source]) -> tuple[str, str, tuple[
         record, boxes = encode_image(**arrays, rule=layout.rule, compressed=layout.compressed)
         return name, source.place, (record, boxes, arrays["features"].shape[1])
     except (ValueError, OSError) as error:
-        return name, source.place, str(error)
+        return name, source.place, str(error).removeprefix(f"{source.place}: ")
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Conversion:
             record, boxes, features = encoded
             width = width or features
             if name in database:
-                self.failures.append((place, f"image {short_repr(name)} is there already, the first one is kept"))
+                self.failures.append((place, f"image {short_repr(name)} occurs twice; the first one is kept"))
             elif features != width:
                 self.failures.append((place, f"has {features} features per box, expected {width} as in the first image"))
             else:
@@ -101,7 +102,7 @@ def naming(prefix: str | None, annotations: Path | None) -> Naming:
     if annotations is None:
         return partial(feature_name, "") if prefix is None else partial(_numbered, prefix)
     images_of: dict[str | int | None, set[str]] = defaultdict(set)
-    for caption in all_captions(annotations, read_annotations(annotations)):
+    for caption in all_captions(annotations):
         for key in (picture_stem(caption.filename), trailing_number(caption.filename)):
             images_of[key].add(caption.image)
 
@@ -157,9 +158,13 @@ def normalise_boxes(boxes: np.ndarray, width: Any, height: Any) -> np.ndarray:
 
 
 def check_normalised(norm_bb: np.ndarray) -> None:
-    """Raise ``ValueError`` unless boxes ``x1 y1 x2 y2 …`` (K, 6) lie between 0 and 1, with a tolerance of 0.01."""
+    """Raise ``ValueError`` unless boxes ``x1 y1 x2 y2 w h`` (K, 6) lie between 0 and 1, with a tolerance of 0.01."""
     corners = norm_bb[:, :4]
     sound = ((corners > -0.01) & (corners < 1.01)).all(axis=1) & (corners[:, :2] <= corners[:, 2:4]).all(axis=1)
     if not sound.all():
         number = int(sound.argmin())
         raise ValueError(f"box {number} is {corners[number].tolist()}, expected x1 <= x2 and y1 <= y2 from 0 to 1")
+    stored = norm_bb.astype(np.float16).astype(np.float32)  # as inspect_db will see them
+    if (wrong := wrong_sizes(stored)).any():
+        number = int(wrong.argmax())
+        raise ValueError(f"box {number} is {norm_bb[number].tolist()}, expected w = x2 - x1 and h = y2 - y1 at its end")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.errors import InputError
-from utils.options import MachineOptions, options_from, read_options, require
+from utils.files import read_object
+from utils.options import MachineOptions, options_from, require
 
 START = "start"
 # Options that do not change a run's result; any other option names another run. This is less than what `affects_result=False`
@@ -93,7 +94,7 @@ def planned(grid: Grid, path: str | Path, output: Path, options_type: type[Machi
         reserved = {"seed": seed, "output_dir": str(output), "resume": None, "test_txt_db": "", "test_img_db": ""}
         if start:
             reserved["checkpoint"] = str(start.weights("best"))
-        values = read_options(config) | grid.options | point | reserved
+        values = read_object(config) | grid.options | point | reserved
         options = options_from(options_type, values, f"{path}: {name} with {config}")
         relevant = {key: value for key, value in asdict(options).items() if key not in RESULT_NEUTRAL}
         if start:

@@ -121,11 +121,11 @@ def as_markdown(runs: Sequence[Run], rows: Sequence[Row], metrics: Metrics, fail
     means = {row.name: row.metrics for row in rows}
     differences = {row.name: row.differences for row in rows if row.differences}
     compared = (
-        f"**Difference to {baseline_of(runs)}**, paired by seed, with its 95 % interval; \\* where that excludes 0. Among "
+        f"**Difference to {baseline_of(runs)}**, paired by seed, with its 95 % interval; \\* if that excludes 0. Among "
         "many, one in twenty does so by chance."
     )
     parts = [
-        f"{len(metrics)} of {len(runs)} runs. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
+        f"Runs: {len(metrics)} of {len(runs)}. Recalls and Winoground scores in percent (TR finds an image's captions, IR a "
         "caption's image); alignment is the loss of matched pairs, in words (L) and regions (V)."
     ]
     for heading, lines, cell in (

@@ -15,6 +15,7 @@ from PIL import Image as Picture
 from PIL import ImageOps
 
 from utils.errors import InputError
+from utils.files import reading
 
 TILE = 96  # pixels per side
 ASPECT = 4 / 3  # of the frame that stands in for a missing picture, whose shape normalised boxes do not tell
@@ -25,13 +26,12 @@ _COLOURS = [colormaps["tab20"](2 * (number % 10) + number // 10 % 2) for number 
 def read_picture(path: str | Path) -> Picture.Image:
     """Read a picture as RGB, rotated as its EXIF data says, as detectors do. Raises ``InputError`` if it cannot be read."""
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError("not a file")  # opening a FIFO would wait for its writer
-        with Picture.open(path) as picture:
+        with reading(path, "a picture") as file, Picture.open(file) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")
+    except InputError:
+        raise
     except Exception as error:  # damaged pictures make the decoders raise nearly anything
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path}: cannot be read as a picture ({reason})") from error
+        raise InputError(f"{path}: cannot be read ({error}), expected a picture") from error
 
 
 def tiles_of(picture: Picture.Image, boxes: np.ndarray) -> list[np.ndarray]:

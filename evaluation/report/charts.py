@@ -63,7 +63,7 @@ def rank_chart(names: Sequence[str], counted: RankCounts) -> Chart:
     for series, name in enumerate(names):
         for column, label in enumerate(counted.labels):
             share, count = float(shares[series, column]), counted.counts[series][column]
-            title = f"{name}: rank {label}, {count:,} of {counted.queries:,} queries ({share:.1f} %)"
+            title = f"{name}: rank {label}, queries: {count:,} of {counted.queries:,} ({share:.1f} %)"
             x, height = LEFT + (column + 0.1) * pitch + series * width, share * scale
             bars.append((x, BOTTOM - height, width, height, series, title))
     # "201–500" is too wide; where a bin starts follows from the one before.

@@ -141,5 +141,5 @@ def _number(number: float, digits: int) -> str:
 
 
 def _signed(number: float) -> str:
-    """Format as percentage points with their sign, which zero has not."""
+    """Format as percentage points with their sign; zero has none."""
     return fixed(100 * number, 2, sign=True).replace("-", "−")

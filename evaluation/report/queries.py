@@ -121,8 +121,7 @@ def word_attention(run: Run, pairs: Collection[Pair], text_db: TextDatabase) -> 
         if sha256(options.checkpoint) != run.provenance.checkpoint_sha256:
             return {}, f"{options.checkpoint} has changed since"
         retriever = Retriever.from_checkpoint(options.checkpoint, options.architecture)
-        if len(retriever.tokenizer.pieces) != text_db.vocab_size:
-            return {}, f"{text_db.path} has another vocabulary than {retriever.tokenizer.name}"
+        retriever.check_vocabulary(text_db)
         maps, last = {}, [retriever.config.num_hidden_layers - 1]
         with closing(ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)) as image_db:
             for text, image in progress_bar(True, iterable=sorted(pairs), desc=f"attention, {run.name}", unit="pair"):

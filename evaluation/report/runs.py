@@ -21,7 +21,7 @@ from evaluation.options import InferenceOptions
 from evaluation.recall import CUTOFFS, ROWS_AT_A_TIME, positive_scores, ranks, recalls
 from model.iais import Modality
 from utils.errors import InputError
-from utils.files import read_json, short_repr
+from utils.files import read_json, reading, short_repr
 
 Direction = Literal["img", "txt"]
 DIRECTIONS: tuple[Direction, ...] = ("img", "txt")
@@ -119,10 +119,10 @@ def read_scores(folder: Path) -> tuple[np.ndarray, dict[str, list[str]]]:
     """Read the scores (T, I), and ``txt_ids`` and ``img_ids``."""
     file = folder / "scores.npz"
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with reading(file, "the scores of inf_itm.py") as stream, np.load(stream, allow_pickle=False) as archive:
             scores, ids = archive["scores"], {kind: archive[kind].tolist() for kind in ("txt_ids", "img_ids")}
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file, expected the scores of inf_itm.py") from error
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{file}: cannot be read as the scores of inf_itm.py ({error})") from error
     expected = (len(ids["txt_ids"]), len(ids["img_ids"]))
@@ -157,7 +157,7 @@ def _extremes(scores: np.ndarray, image_of: np.ndarray) -> dict[Direction, Extre
 
 
 class Cell(NamedTuple):
-    """A recall in the table of all runs, with what is known of its interval and of its difference to the first run's."""
+    """A recall in the table of all runs, with its interval and its difference to the first run's, if known."""
 
     value: float
     interval: list[float | None] | None

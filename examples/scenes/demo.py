@@ -1,6 +1,6 @@
 """The demo: draw the scenes, train from random negatives, fine-tune without and with IAIS, evaluate, and report.
 
-Finished steps are kept: a second call resumes an interrupted demo or prints the table again. A training with other options is
+Finished steps are kept: rerunning resumes an interrupted demo or prints the table again. A training with other options is
 run again.
 """
 

@@ -139,7 +139,7 @@ def test_more_boxes_promised_than_stored(tmp_path: Path) -> None:
     ("path", "conf_th", "counts", "message"),
     [
         (".", 0.3, None, f"looked for feat_th0.3_max6_min2 and all; the folder has {FOLDER}, nbb_"),
-        (".", -1, None, "feat_numbb4 and all"),
+        (".", -1, None, f"feat_numbb4 and all; .*; --conf_th 0.2 --max_bb 6 --min_bb 2 --no-compressed_db reads {FOLDER}"),
         (FOLDER, 0.2, None, f"{FOLDER} and all; the folder has data.mdb"),
         (".", 0.2, "{", f"{COUNTS}: not JSON"),
         (".", 0.2, "[]", f"{COUNTS}: .*expected a JSON object"),

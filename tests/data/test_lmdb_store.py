@@ -33,7 +33,7 @@ def database(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (Path.unlink, "made.db: not a database"),
+        (Path.unlink, "made.db.data.mdb: no such file, expected an LMDB database"),
         (lambda file: os.truncate(file, 0), "data.mdb: empty file"),
         (lambda file: os.truncate(file, 100), "data.mdb: cannot be read as LMDB"),
         (lambda file: os.truncate(file, file.stat().st_size - 4096), "data.mdb: truncated"),

@@ -22,7 +22,7 @@ def test_pictures_are_found_by_the_names_of_their_features(tmp_path: Path) -> No
         (tmp_path / name).touch()
     found = find_pictures(tmp_path, {*pictures, "bird.npz"})
     assert {name: str(path.relative_to(tmp_path)) for name, path in found.items()} == pictures
-    with pytest.raises(InputError, match=r"has a picture of none of 1 images, expected one for 'fox\.npz'"):
+    with pytest.raises(InputError, match=r"no picture of any of 1 image found; expected one for 'fox\.npz'"):
         find_pictures(tmp_path, {"fox.npz"})
     (tmp_path / "scenes_000000000003.jpg").touch()
     with pytest.raises(InputError, match=r"both would be image 'scenes_000000000003\.npz'"):

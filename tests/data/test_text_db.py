@@ -85,11 +85,11 @@ def test_records_of_old_writers_and_bytes_keys(database: Path, record: bytes, ex
 
 @pytest.mark.parametrize("name", SIDECARS)
 def test_missing_and_malformed_sidecars_are_named(database: Path, name: str) -> None:
-    for contents, message in (("{", "not JSON"), ("[1]", "holds a JSON list, expected a JSON object"), (None, "no such file")):
+    for contents, message in (("{", "not JSON"), ("[1]", "contains a JSON list, expected"), (None, "no such file")):
         (database / name).write_text(contents) if contents else (database / name).unlink()
         with pytest.raises(InputError, match=f"{name}: {message}"):
             TextDatabase(database)
-    with pytest.raises(InputError, match=r"nowhere\.db: no such text database"):
+    with pytest.raises(InputError, match=r"nowhere\.db: no such folder; expected a text database"):
         TextDatabase(database.with_name("nowhere.db"))
 
 
@@ -119,7 +119,7 @@ def test_contradictions_between_sidecars(database: Path, name: str, edit: dict[s
     [
         (b"junk junk", "not an lz4 frame"),
         (packed(GOOD)[:-3], "cut short"),
-        (packed(GOOD) + b"x", "1 bytes after the end"),
+        (packed(GOOD) + b"x", "1 byte after the end"),
         (lz4.frame.compress(bytes(17 << 20)), "over 16,777,216 bytes"),
         (lz4.frame.compress(msgpack.packb(GOOD)[:-2]), "not a msgpack record"),
         (packed([1]), "expected a map"),

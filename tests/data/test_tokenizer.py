@@ -12,7 +12,7 @@ import pytest
 from pytorch_pretrained_bert.tokenization import BertTokenizer
 
 from data import tokenizer as module
-from data.tokenizer import WordPieceTokenizer, load_tokenizer
+from data.tokenizer import BERT_BASE_CASED_SHA256, WordPieceTokenizer, load_tokenizer
 from utils.errors import InputError
 
 CAPTIONS = [
@@ -71,7 +71,8 @@ def test_vocabulary_file_and_table_are_one(tokenizer: WordPieceTokenizer, vocab:
     assert loaded.pieces == tokenizer.pieces
     assert loaded.name == tokenizer.name == "bert-base-cased"
     special = {"UNK": 100, "CLS": 101, "SEP": 102, "MASK": 103}
-    assert tokenizer.meta() == {"bert": "bert-base-cased", "toker": "bert-base-cased", "v_range": [106, 28996], **special}
+    names = {"bert": "bert-base-cased", "toker": "bert-base-cased", "vocab_sha256": BERT_BASE_CASED_SHA256}
+    assert tokenizer.meta() == {**names, "v_range": [106, 28996], **special}
 
 
 def test_decode_joins_words(tokenizer: WordPieceTokenizer) -> None:
@@ -99,7 +100,7 @@ def test_other_vocabularies(tmp_path: Path) -> None:
         ("\n".join([*SMALL, "", "blue"]), "line 9 is empty"),
         ("\n".join(SMALL[1:]), r"has no \[PAD\]"),
         ("", "line 1 is empty"),
-        ("\udcff", "cannot be read as a vocabulary"),
+        ("\udcff", "line 1: byte 0xff is not UTF-8"),
     ],
 )
 def test_bad_vocabularies_are_named(tmp_path: Path, contents: str, message: str) -> None:
@@ -107,7 +108,7 @@ def test_bad_vocabularies_are_named(tmp_path: Path, contents: str, message: str)
     path.write_text(contents, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(InputError, match=f"vocab.txt: {message}"):
         load_tokenizer(path)
-    with pytest.raises(InputError, match=r"absent.txt: cannot be read"):
+    with pytest.raises(InputError, match=r"absent.txt: no such file, expected a BERT vocabulary"):
         load_tokenizer(tmp_path / "absent.txt")
 
 

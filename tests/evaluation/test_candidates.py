@@ -69,7 +69,7 @@ def test_damaged_lines(tmp_path: Path, damaged: object, message: str) -> None:
 
 def test_files_without_candidates(tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "none", "cannot be read (No such file"),
+        (tmp_path / "none", "no such file, expected lines"),
         (written(tmp_path, "", line("t0")), "lists no pair, expected candidates"),
     ):
         with pytest.raises(InputError, match=f"^{path}: {re.escape(message)}"):

@@ -11,7 +11,17 @@ import torch
 from data.image_db import Image
 from data.sources.entities import Annotated, parse_caption
 from data.tokenizer import load_tokenizer
-from evaluation.isda import Objects, among_objects, evened, find_objects, isda, measure_isda, regions_of, summary, table
+from evaluation.isda import (
+    Objects,
+    among_objects,
+    find_objects,
+    isda,
+    measure_isda,
+    regions_of,
+    summary,
+    table,
+    with_uniform_attention,
+)
 from evaluation.plots.curves import isda_figure
 from model.iais import PairAttention
 
@@ -67,7 +77,7 @@ def test_hardly_any_attention_on_objects() -> None:
 
 def test_even_attention() -> None:
     """Objects receive attention by their numbers of words and regions: 2 to 1, and 1 to 2; a shared region counts for both."""
-    even = evened(PairAttention.of_map(torch.randn(2, 9, 9), 5))
+    even = with_uniform_attention(PairAttention.of_map(torch.randn(2, 9, 9), 5))
     assert [tuple(block.shape) for block in even.head_mean()] == [(3, 3), (3, 4), (4, 3), (4, 4)]
     value = measure_isda(even, Objects(members([{0, 1}, {2}], 3), members([{0}, {1, 2}], 4)))
     assert value["isda"] == value["isda_disjoint"] == pytest.approx(2 / 3 * math.log(2))

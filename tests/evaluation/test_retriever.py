@@ -215,6 +215,12 @@ def test_checkpoints_and_vocabularies_that_do_not_fit(tmp_path: Path, caplog: py
     padded = Retriever.from_checkpoint(*MODEL, vocab=tmp_path / "short.txt", device="cpu")
     assert "short.txt: has 7 word pieces, the model 28996" in caplog.text
     assert padded.tokenizer.encode("a dog") == [5, 6]
+    with pytest.raises(InputError, match=r"\.db: CLS is 101, in vocabulary short\.txt it is 2"):
+        padded.check_vocabulary(TextDatabase(BUNDLED.text_db))
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/vocabulary.json").write_text('{"vocab_sha256": "of another", "toker": "the same"}')
+    with pytest.raises(InputError, match=r"bert-base-cased: vocab_sha256 is 'eeaa.*, in .*vocabulary\.json it is 'of another'"):
+        Retriever.from_checkpoint(tmp_path / "ckpt/model_best.pt", MODEL[1])
 
 
 def test_the_documented_code_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,7 +224,7 @@ def test_a_finished_evaluation_is_printed_or_kept(
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     for name, damaged, reason in (
         ("scores.npz", before[folder / "scores.npz"][0][:-1], "scores.npz is damaged; remove this folder"),
-        ("scores.npz", None, "scores.npz: cannot be read"),
+        ("scores.npz", None, "scores.npz: no such file"),
         ("scores.json", b"{}", "does not say what it was made from"),
         ("scores.json", None, "report: already exists, but no scores.json"),
     ):

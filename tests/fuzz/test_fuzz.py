@@ -29,7 +29,7 @@ from data.image_db import ImageDatabase, ImageDatabaseWriter, encode_image
 from data.lmdb_store import LmdbReader
 from data.records import write_msgpack, write_npz
 from data.sources import region_tsv as tsv
-from data.sources.captions import all_captions, read_annotations
+from data.sources.captions import all_captions
 from data.sources.entities import read_boxes, read_sentences
 from data.sources.region_files import load_npy_pair, load_npz
 from data.text_db import TextDatabase
@@ -185,7 +185,7 @@ def test_annotations(fuzz: Fuzz, tmp_path: Path) -> None:
     """Annotation files of each kind."""
 
     def read(path: Path) -> None:
-        list(all_captions(path, read_annotations(path)))
+        list(all_captions(path))
 
     sentences = [{"raw": f"a dog {number}", "sentid": number, "tokens": ["a", "dog"]} for number in range(3)]
     places = {"train2014/COCO_train2014_000000000042.jpg": "restval", "val2014/77.jpg": "test", "val2014/9.jpg": "train"}

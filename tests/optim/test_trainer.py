@@ -232,7 +232,7 @@ def test_micro_steps_per_rank() -> None:
     assert options_of(effective_batch=64).micro_steps(4) == 16
     with pytest.raises(InputError, match="effective_batch is 64, expected a multiple of the 3 ranks"):
         options_of(effective_batch=64).micro_steps(3)
-    with pytest.raises(InputError, match="micro_steps_per_pass is 4, expected a divisor of the 2 micro-steps per update"):
+    with pytest.raises(InputError, match=r"micro_steps_per_pass is 4, expected a divisor of 2 \(micro-steps per update"):
         options_of(effective_batch=64, micro_steps_per_pass=4).micro_steps(32)
 
 

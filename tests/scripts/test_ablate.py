@@ -164,7 +164,7 @@ def test_interrupted_then_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert caught.value.code == 1
     text = (output / "ablation.md").read_text()
     assert text in capsys.readouterr().out
-    assert "2 of 3 runs." in text
+    assert "Runs: 2 of 3." in text
     assert "- seed 1, IAIS=cacr, iais_layers=9: train_itm_hard_negatives.py: iais_layers names layer 9" in text
     assert "INFO resuming from" in log.read_text()
     written_down = json.loads((output / "ablation.json").read_text())

@@ -64,6 +64,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
         "b_rows": {"norm_bb": boxes[:3]},
         "b_pixels": {"norm_bb": boxes * 640},
         "b_turned": {"norm_bb": boxes[:, [2, 3, 0, 1, 4, 5]]},
+        "b_size": {"norm_bb": boxes + np.eye(6)[5] * 0.002},
         "b_percent": {"conf": good.conf * 100},
         "b_none": {"features": good.features[:0], "norm_bb": boxes[:0], "conf": good.conf[:0]},
         "b_object": {"features": np.array([[{}]] * 5)},
@@ -82,6 +83,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
     assert listed["b_noconf"] == "has no conf"
     assert "not an .npz" in listed["b_short"]
     assert "expected a number of boxes from 1 to 5" in listed["b_nbb"]
+    assert "expected w = x2 - x1 and h = y2 - y1" in listed["b_size"]
     assert listed["n_wide"] == "has 24 features per box, expected 12 as in the first image"
     numbers = json.loads((tmp_path / "db/nbb.json").read_text())
     assert numbers == {**{f"made_{number:012d}.npz": 1 + number for number in range(11)}, "padded.npz": 3}

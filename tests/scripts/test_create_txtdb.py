@@ -92,6 +92,28 @@ def test_jsonl_and_csv_are_one(tmp_path: Path) -> None:
         assert [database[text_id].extra["raw"] for text_id in database.ids] == ['Red, "round".', "Ein Kreis ü"]
 
 
+@pytest.mark.parametrize(("name", "image"), [("results_20130124.token", "flickr30k_00000000000"), ("8k.token.txt", "")])
+def test_token_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, image: str) -> None:
+    tokens, listed = "7.jpg#0\tTwo dogs .\n6.jpg#1\tDogs\n8.jpg#0\tA cat .\n9.jpg 0\tA bird .\n", tmp_path / "list.txt"
+    listed.write_text("7.jpg\n8\n")
+    main_of = ["--annotations", str(tmp_path / name), "--output", str(tmp_path / "t.db"), "--split"]
+    for split, contents, message in (
+        ("test", tokens, "error: test: no such file, expected a list of pictures, such as Flickr_8k.testImages.txt, as "),
+        (str(listed), tokens, f"{name}: line 4: '9.jpg 0\\tA bird .' found, expected 1000092795.jpg#0, tab, caption\n"),
+        (str(listed), "6.jpg#0\tA cat .", ": no caption of split "),
+        (str(listed), "8.jpg#0\tA cat .", f": no caption of 1 picture in {listed}, such as '7'"),
+    ):
+        (tmp_path / name).write_text(contents)
+        with pytest.raises(SystemExit, match="2"):
+            main([*main_of, split])
+        assert message in capsys.readouterr().err
+    (tmp_path / name).write_text(tokens.replace("jpg 0", "jpg#0"))
+    main([*main_of, str(listed)])
+    database = TextDatabase(tmp_path / "t.db")
+    assert (database.ids, database.images) == (["0", "2"], [f"{image}7.npz", f"{image}8.npz"])
+    assert database["0"].extra["raw"] == "Two dogs ."
+
+
 def test_another_vocabulary(tmp_path: Path) -> None:
     vocab = tmp_path / "vocab.txt"
     vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "A", "man"]))
@@ -102,11 +124,17 @@ def test_another_vocabulary(tmp_path: Path) -> None:
 
 HEAD = "image,caption,split\n"
 BAD_CSV = [
-    (f"{HEAD}a,b\n", r"line 2: .* at `\$.split`"),
-    (f"{HEAD}a.jpg,A dog, running,train\n", "line 2: more columns than in the first line"),
-    (f"{HEAD}a/x.jpg,b,train\nb/x.jpg,b, test \n", "would both be image 'x.npz'"),
-    (f"{HEAD}a.jpg,b,train\na.jpg,b,test\n", "'a.jpg' is in 'train' and in 'test'"),
-    (f'{HEAD}p0.jpg,"A dog.,test\n', "unexpected end of data"),
+    (f"{HEAD}a,b\n", "line 2: 2 columns, expected 3 as in line 1"),
+    (f"\n{HEAD}a.jpg,A dog, running,train\n", "line 3: 4 columns, expected 3 as in line 2"),
+    ("Image,Caption,split\n", r"line 1 lacks columns image, caption; it has \['Image', 'Caption', 'split'\]"),
+    ("image;caption\na.jpg;b\n", r"line 1 lacks columns .* it has \['image;caption'\]; expected .* separated by commas"),
+    ("image,caption\na.jpg,b\n", "line 1 lacks column split; it has"),
+    ("", "line 1 lacks columns image, caption, split; it has "),
+    (f'{HEAD}a.jpg,"b\nc",test\na.jpg, ,test\n', "d.csv: line 4: text '1' of 'a.npz' has no word pieces"),
+    (f"{HEAD}a.jpg,{'b' * 140_000},test\n", r"line 2: field larger than field limit \(131072\)"),
+    (f"{HEAD}a/x.jpg,b,train\nb/x.jpg,b, test \n", "line 3: .* would both be image 'x.npz'"),
+    (f"{HEAD}a.jpg,b,train\na.jpg,b,test\n", "line 3: 'a.jpg' is in 'train' and in 'test'"),
+    (f'{HEAD}a.jpg,b,test\np0.jpg,"A dog.,test\n', "line 3: unexpected end of data; is a quotation mark not closed?"),
     ("image,caption,split,caption\na.jpg,b,test,c\n", "line 1: names a column twice"),
     (f"{HEAD}a,{'b ' * 5000},test\n", "has 5,000 word pieces, expected at most 4,096"),
     (f"{HEAD}{'a' * 600},b,test\n", "has a name of 604 bytes"),
@@ -114,17 +142,17 @@ BAD_CSV = [
 ]
 BAD_JSONL = [
     ('{"image": "a", "caption": "b", "split": "test"}\nx', "line 2: JSON is malformed"),
-    ('{"image": "a", "caption": "b"}', "line 1: .* `split`; expected image, caption and split"),
+    ('{"image": "a", "caption": "b"}', "line 1: .* `split`"),
 ]
 BAD_JSON = [
     ("{", "d.json: Input data was truncated; expected Karpathy's JSON"),
-    (b"\xff", "d.json: 'utf-8' codec"),
+    (b"\xff", "d.json: line 1: byte 0xff is not UTF-8, expected text in UTF-8"),
     ([], "Expected `object`, got `array`; expected Karpathy's JSON"),
     ({"images": [{"filename": 1, "split": "test", "sentences": []}]}, r"at `\$.images\[0\].filename`"),
     (karpathy("", ("1.jpg", "test", [(0, "\ud800")])), "surrogate pair"),
     (karpathy("flickr30k", ("x.jpg", "test", [(0, "a")])), r"images\[0\]: file name 'x.jpg' has no number"),
-    (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), "text id '0' occurs twice"),
-    (karpathy("", ("1.jpg", "test", [(0, " ")])), "text '0' of '1.npz' has no word pieces"),
+    (karpathy("", ("1.jpg", "test", [(0, "a"), (0, "b")])), r"images\[0\]: text id '0' occurs twice"),
+    (karpathy("", ("1.jpg", "test", [(0, " ")])), r"d.json: images\[0\]: text '0' of '1.npz' has no word pieces"),
     (karpathy("", ("a/1.jpg", "test", [(0, "a")]), ("b/1.jpg", "test", [(1, "b")])), "would both be image '1.npz'"),
     (karpathy("", ("1.jpg", "tset", [(0, "a")])), r"no caption of split 'test' \(did you mean 'tset'\?\)"),
 ]
@@ -146,7 +174,7 @@ def test_other_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "there.db").mkdir()
     for option, name, output, message in [
         ("--annotations", "d.json", "there.db", "error: there.db: already exists; remove it or choose another output\n"),
-        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: cannot be read (No such file or directory)\n"),
+        ("--annotations", "absent.json", "deep/er/new.db", "error: absent.json: no such file, expected a file\n"),
         ("--annot", "d.json", "new.db", "--annotations"),
     ]:
         with pytest.raises(SystemExit) as stop:

@@ -22,7 +22,7 @@ from data.sources.entities import read_annotated
 from data.split import RetrievalSplit
 from evaluation import winoground
 from evaluation.alignment import alignment_of_positives
-from evaluation.isda import evened, find_objects, measure_isda, record_names
+from evaluation.isda import find_objects, measure_isda, record_names, with_uniform_attention
 from evaluation.retriever import Retriever
 from examples.scenes.dataset import Recipe, make_scenes
 from model.checkpoint import save_checkpoint
@@ -107,7 +107,7 @@ def isda_one_by_one(scenes: Scenes) -> tuple[dict[tuple[int | str, int | None], 
             counts["shared"] += objects.regions.sum(axis=0).max() > 1
             attention = retriever.attention(" ".join(caption.words), image)
             pairs = {(layer, head): attention.pair(layer, head) for layer in (0, 1) for head in (None, *range(HEADS))}
-            for key, pair in {**pairs, ("even", None): evened(pairs[0, None])}.items():
+            for key, pair in {**pairs, ("even", None): with_uniform_attention(pairs[0, None])}.items():
                 measured[key].append(measure_isda(pair, objects)["isda"])
     database.close()
     return {key: np.mean(values) for key, values in measured.items()}, counts

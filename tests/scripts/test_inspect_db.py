@@ -30,7 +30,7 @@ def test_what_is_in_a_sound_pair(tmp_path: Path) -> None:
     words = re.sub(r" +", " ", seen.output)
     for line in (
         "texts 12",
-        "images 6, with 2 texts each",
+        "images 6, texts: 2 per image",
         "word pieces 4 to 11 per text, 7.5 on average",
         "over 60 0 of 12 texts (0.00%), left out by --max_txt_len 60",
         "[UNK] 0 of 90 word pieces (0.00%)",
@@ -45,8 +45,8 @@ def test_what_is_in_a_sound_pair(tmp_path: Path) -> None:
         "source npz",
         "options.conf_th 0.2",
         "left_out []",
-        "images 6 of 6 images that the texts name are there (100.00%)",
-        "texts 12 of 12 texts have their image (100.00%)",
+        "images 6 of 6 images (100.00%) of the texts found",
+        "texts 12 of 12 texts (100.00%) with an image",
         f"4 6 50.0% {'#' * 35}",
     ):
         assert f" {line}\n" in words, line

@@ -80,7 +80,7 @@ def test_create_text_databases(tmp_path: Path) -> None:
 
 def test_image_database_is_named_after_its_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    np.savez(tmp_path / "mine/a.npz", features=np.ones((3, 4)), norm_bb=np.full((3, 6), 0.5), conf=np.full(3, 0.5))
+    np.savez(tmp_path / "mine/a.npz", features=np.ones((3, 4)), norm_bb=[[0, 0, 0.5, 0.5, 0.5, 0.5]] * 3, conf=np.full(3, 0.5))
     words = ("bash", SCRIPTS / "create_imgdb.sh", tmp_path)
     done = run(*words[:2], tmp_path / "mine/", tmp_path / "img_db", "--conf_th", "-1", "--nproc", 1)
     assert done.returncode == 0, done.stderr

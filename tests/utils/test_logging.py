@@ -69,8 +69,8 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
             (inf_itm.main, inference(BUNDLED.text_db, BUNDLED.image_db, folder)),
             (ablate.main, [str(written(tmp_path)), "--output", str(folder)]),
         ):
-            assert f"error: {folder}: another run is at work in this folder" in fails(capsys, main, options)
-        with pytest.raises(InputError, match="another run is at work in this folder"):
+            assert f"error: {folder}: another run is using this folder" in fails(capsys, main, options)
+        with pytest.raises(InputError, match="another run is using this folder"):
             RunLog(folder)
         assert sorted(folder.iterdir()) == before
         holder.kill()

@@ -71,7 +71,7 @@ BROKEN = [
     ("{", "not JSON"),
     ("", "not JSON"),
     ('{"a": ' * 5000, "not JSON"),
-    ("[1]", "contains a JSON list, expected an object"),
+    ("[1]", "contains a JSON list, expected a JSON object"),
 ]
 MISTAKES = [
     ({"lerning_rate": 1e-4}, r"unknown key 'lerning_rate' \(did you mean 'learning_rate'\?\)"),
@@ -83,7 +83,7 @@ MISTAKES = [
     ({"precision": "fp"}, r"precision: \"fp\" given, expected one of auto, fp32, bf16, fp16 \(did you mean"),
     ({"hard_neg_size": 500}, "hard_neg_size is 500, expected at most negative_size 399"),
     ({"warmup_steps": 5000}, "warmup_steps is 5000, expected less than num_train_steps 5000"),
-    ({"micro_steps_per_pass": 3}, "micro_steps_per_pass is 3, expected a divisor of the 8 micro-steps per update"),
+    ({"micro_steps_per_pass": 3}, "micro_steps_per_pass is 3, expected a divisor of 8 .micro-steps per update"),
     ({"train_img_dbs": ["a", "b"]}, "train_img_dbs names 2 databases, expected 1"),
     ({"margin": -1.0}, "margin is -1.0, expected at least 0"),
     ({"seed": 2**70}, "seed"),

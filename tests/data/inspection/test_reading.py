@@ -58,7 +58,7 @@ def test_pages_that_cannot_be_listed(tmp_path: Path, damage: Callable[[bytearray
     assert seen.faults == {UNREADABLE: 1}
     assert re.search(line, seen.list)
     assert re.search("texts +cannot be read\n", seen.output)
-    assert re.search("texts +12 of 12 texts have their image", seen.output)
+    assert re.search(r"texts +12 of 12 texts \(100.00%\) with an image", seen.output)
 
 
 def test_a_wrong_number_of_records(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_missing_files(tmp_path: Path) -> None:
     check_refusal(sentences / "1.txt", b"\xef\xbb\xbfa dog\n\xff\n", 2, "'utf-8' codec can't decode")
     assert picture_names(tmp_path) == ["1"]
     (sentences / "1.txt").write_text("a dog\n")
-    with pytest.raises(InputError, match=r"1\.xml: cannot be read"):
+    with pytest.raises(InputError, match=r"1\.xml: no such file"):
         read_annotated(tmp_path, "1")
 
 
@@ -151,7 +151,7 @@ CHAINS = "<size><width>9</width><height>9</height></size><object>" + "<name>1</n
         (f"<annotation>{CHAINS}</object></annotation>", "more than 4,096 boxes"),
         ('<?xml version="1.0" encoding="no-such"?><annotation/>', "unknown encoding"),
         ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "multi-byte encodings are not supported"),
-        (" " * (MAX_BYTES + 1), "over 1,048,576 bytes"),
+        (" " * (MAX_BYTES + 1), "of at most 1,048,576"),
     ],
     ids=range(11),
 )
