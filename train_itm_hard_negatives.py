@@ -28,7 +28,7 @@ from evaluation.scoring import score_matrix
 from model.checkpoint import load_checkpoint
 from model.chunks import ChunkSize
 from model.config import UniterConfig
-from model.cpu import packed_for_inference
+from model.cpu import packed_for_inference, recompute_in_backward
 from model.retrieval import ComputeSettings, RetrievalModel
 from optim.options import TrainOptions
 from optim.run_folder import RunFolder, recipe_of
@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
             )
             model = RetrievalModel(config)
             origin = load_checkpoint(model, options.checkpoint) if options.checkpoint else "random initialisation"
+            if not compute.checkpointing:
+                recompute_in_backward(model)
             trainer = Trainer(model.to(device), options, compute, group)
             recipe = recipe_of(options, training, val, config, compute)
         group.check_same(recipe)
@@ -110,13 +112,13 @@ def main(argv: Sequence[str]) -> None:
             return group.share(validation_recalls(model, val, compute, loader, group, options))
 
         train(trainer, batches, validate, run, stop)
-        found = None
+        test_recalls = None
         if test is not None:
             run.load_best(model)
             if scored := score_matrix(model, test, compute, loader, group):
-                found = recalls(ranks(scored.scores, test.image_of))
-                LOGGER.info("test, with the checkpoint that is best in validation:\n%s", table({"test": found}))
-        run.record_test(found)
+                test_recalls = recalls(ranks(scored.scores, test.image_of))
+                LOGGER.info("test, with the checkpoint that is best in validation:\n%s", table({"test": test_recalls}))
+        run.record_test(test_recalls)
 
 
 def compute_settings(options: TrainOptions, config: UniterConfig, group: ProcessGroup) -> ComputeSettings:
@@ -154,13 +156,12 @@ def train(
             else:
                 with stop.deferred():
                     run.record_update(trainer.update(batches, run.progress.updates))
-            if run.save_due():
-                with stop.deferred():
-                    run.save(trainer.state())
+            with stop.deferred():
+                run.save_if_due(trainer)
     except (Interrupted, RankLost, WorkerFailed):
         if trainer.state_is_consistent:
             with stop.deferred():
-                run.save(trainer.state())
+                run.save(trainer)
         raise
 
 
@@ -190,8 +191,8 @@ def validation_recalls(
     scored = score_matrix(model, split, compute, loader, group, candidates=candidates)
     if scored is None:
         return None
-    found = ranks(scored.scores, split.image_of)
-    return recalls(found) if options.full_val else sampled_recalls(found)
+    ranked = ranks(scored.scores, split.image_of)
+    return recalls(ranked) if options.full_val else sampled_recalls(ranked)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from data.loader import Loader
 from data.split import read_pairs
 from evaluation.scoring import score_matrix
 from model.config import UniterConfig
+from model.cpu import recompute_in_backward
 from model.iais import REGULARISERS
 from model.retrieval import RetrievalModel
 from optim.trainer import Trainer
@@ -105,7 +106,9 @@ class Bench:
     def micro_step(self) -> Measured:
         """One micro-step, by half and by step, with an update, and the peak of its memory."""
         options = train_options(self.candidates - 1)
-        trainer = Trainer(random_model(self.config, self.device), options, self.compute, SingleProcess())
+        model = random_model(self.config, self.device)
+        recompute_in_backward(model)
+        trainer = Trainer(model, options, self.compute, SingleProcess())
         seconds: Counter[str] = Counter()
         timed = partial(timing, seconds, device=self.device)
         self._half(trainer, "image", HARD + 1, timed)  # loads libraries at their first use

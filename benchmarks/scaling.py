@@ -29,6 +29,7 @@ from benchmarks.synthetic import compute_settings, open_split, random_model, tra
 from data.datasets import HardNegativeDataset
 from data.loader import Loader
 from model.config import UniterConfig
+from model.cpu import recompute_in_backward
 from optim.trainer import Trainer
 from utils.distributed import ProcessGroup, connect
 from utils.provenance import provenance
@@ -40,7 +41,9 @@ def measure(options: argparse.Namespace, group: ProcessGroup) -> dict[str, Any]:
     """Return the seconds of the updates on this rank, the share of averaging in them, and what a message takes alone."""
     config = UniterConfig.from_json(options.model_config)
     settings = train_options(NEGATIVES, options.micro_steps), compute_settings(config, NEGATIVES + 1)
-    trainer = Trainer(random_model(config), *settings, group)
+    model = random_model(config)
+    recompute_in_backward(model)
+    trainer = Trainer(model, *settings, group)
     average, communication = group.average, Counter[str]()
     group.average = timing(communication, "")(average)
     with open_split(options.output.parent, config) as split:

@@ -129,11 +129,6 @@ class RunFolder:
         updates, options = self.progress.updates, self.options
         return updates > self.progress.validated and (updates == options.num_train_steps or updates % options.valid_steps == 0)
 
-    def save_due(self) -> bool:
-        """Whether to save now: every ``save_steps`` updates, before a validation, which may take long, and after it."""
-        updates = self.progress.updates
-        return updates % self.options.save_steps == 0 or self.validation_due() or self.progress.validated == updates
-
     def record_update(self, terms: UpdateTerms) -> None:
         """Count an update, and log its scalars."""
         self.progress.updates += 1
@@ -166,8 +161,14 @@ class RunFolder:
         if self.group.is_main:
             save_json(self.path / "log/results.json", results)
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the training state, ``state`` being the trainer's, and delete older ones beyond ``keep_checkpoints``.
+    def save_if_due(self, trainer: Trainer) -> None:
+        """Save every ``save_steps`` updates, before a validation, which may take long, and after it. Raises as ``save``."""
+        updates = self.progress.updates
+        if updates % self.options.save_steps == 0 or self.validation_due() or self.progress.validated == updates:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the training state, and delete older ones beyond ``keep_checkpoints``.
 
         Raises:
             InputError: the file cannot be written, or a number is not finite; older states are kept.
@@ -175,9 +176,9 @@ class RunFolder:
         progress = self.progress
         if not self.group.is_main or progress == self._saved:
             return
-        more = {"progress": dataclasses.asdict(progress), "best_weights": self._best_weights}
+        state = trainer.state() | {"progress": dataclasses.asdict(progress), "best_weights": self._best_weights}
         try:
-            save_tensors(self._state_path(progress.updates), {**state, **more, "recipe": self.recipe, "machine": self.machine})
+            save_tensors(self._state_path(progress.updates), state | {"recipe": self.recipe, "machine": self.machine})
         except InputError as error:
             raise InputError(f"{error}; {self.how_to_resume()}") from error
         self._saved = dataclasses.replace(progress)

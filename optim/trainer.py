@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import AnchorBatch
-from model.cpu import recompute_in_backward
 from model.iais import REGULARISERS, PairAttention
 from model.objective import LossTerms, Objective
 from model.retrieval import ComputeSettings, RetrievalModel
@@ -73,8 +72,6 @@ class Trainer:
             REGULARISERS[options.IAIS](PairAttention.of_map(attention, text_length=14), "L")
         self.optimizer = build_optimizer(model, options.optim, options.betas, options.weight_decay)
         self.gradient = FlatGradient(model.parameters())
-        if not compute.checkpointing:
-            recompute_in_backward(model)
         self.state_is_consistent = True
 
     def update(self, batches: Iterator[AnchorBatch], number: int) -> UpdateTerms:

@@ -23,8 +23,9 @@ from model.config import UniterConfig
 from model.retrieval import ComputeSettings, RetrievalModel
 from utils.precision import Precision
 
-# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
+# A shell's background jobs ignore SIGINT, those of nohup SIGHUP, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 CPU = torch.device("cpu")
 

@@ -64,7 +64,8 @@ def parse_options(
     Raises:
         InputError: an unknown option or key (with the nearest one), a wrong type, or an impossible value.
     """
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(description=description, formatter_class=layout, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config", metavar="JSON", help="JSON file of these options; the command line overrides it")
     hints = _type_hints(cls)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]

@@ -161,4 +161,6 @@ def test_a_new_regulariser_is_one_function(tmp_path: Path, few_texts: Path) -> N
     assert '<th scope="col">squared</th>' in (tmp_path / "out/report/index.html").read_text()
     python("scripts/visualize.py", *pair(tmp_path / "pair.svg", show="boxes"))
     assert any(re.match(r"squared +0\.0", text) for text in svg_texts(tmp_path / "pair.svg"))
+    python("-m", "ruff", "check", "model/iais.py")
+    python("-m", "pytest", "-q", "tests/test_docs.py")
     assert "squared" in python("-m", "pytest", "-v", "tests/model/test_iais.py", "-k", "squared")

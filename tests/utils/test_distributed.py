@@ -37,7 +37,7 @@ def test_without_a_launcher_there_is_one_process() -> None:
         ({"HOROVOD_SIZE": "2"}, "HOROVOD_SIZE in the environment .* install it with scripts/install_horovod.sh"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE in the environment .* install it with"),
         ({"RANK": "first", "WORLD_SIZE": "2", **ADDRESS}, "RANK in the environment is 'first', expected a number"),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE is set, but MASTER_ADDR, MASTER_PORT not"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "WORLD_SIZE is set, but MASTER_ADDR, MASTER_PORT is not"),
         ({"RANK": "5", "WORLD_SIZE": "2", **ADDRESS}, "RANK 5 and WORLD_SIZE 2"),
     ],
     ids=str,
