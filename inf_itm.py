@@ -24,7 +24,7 @@ from data.checks import check_vocabularies
 from data.loader import Loader
 from data.split import RetrievalSplit
 from evaluation import recall
-from evaluation.alignment import alignment_of_positives, alignment_table
+from evaluation.alignment import alignment_of_positives, alignment_table, check_regularisers
 from evaluation.analysis import analyse, summary_table
 from evaluation.candidates import Candidates, read_candidates
 from evaluation.options import FROM_TRAINING, NO_PICTURES, InferenceOptions
@@ -34,11 +34,10 @@ from model.checkpoint import load_ranking_model
 from model.chunks import ChunkSize
 from model.config import UniterConfig
 from model.cpu import packed_for_inference
-from model.iais import REGULARISERS
 from model.retrieval import ComputeSettings
 from utils.distributed import connect
 from utils.errors import InputError
-from utils.files import exclusive_folder, save_json, save_npz, sha256
+from utils.files import exclusive_folder, save_json, save_npz, sha256, why_not_writable
 from utils.logging import log_to_screen
 from utils.options import parse_options
 from utils.precision import Precision, choose_device, choose_precision
@@ -58,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
         with group.raise_on_all_ranks():
             options = parse_options(InferenceOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
             output = Path(options.output_dir)
-            if group.is_main:
+            read_only = os.path.exists(output / "scores.json") and why_not_writable(output)  # still, a result can be printed
+            if group.is_main and not read_only:
                 stack.enter_context(exclusive_folder(output))
             device = choose_device(options.device, group.local_rank, group.local_size)
             precision = Precision(choose_precision(options.precision, options.fp16, device), device)
@@ -67,10 +67,12 @@ def main(argv: Sequence[str]) -> None:
             chunk = ChunkSize.for_device(device, config.intermediate_size, options.batch_size)
             compute = ComputeSettings(precision, chunk, prepare=packed_for_inference)
             model, loaded = load_ranking_model(options.checkpoint, config)
+            checksum = sha256(options.checkpoint) if group.is_main else ""
             model.to(device)
             limits, compressed = config.input_limits, options.compressed_db
             split = RetrievalSplit(options.txt_db, options.img_db, limits, options.box_rule, compressed=compressed)
-            check_vocabularies({options.txt_db: stack.enter_context(split).text_db.meta}, options.checkpoint)
+            metas = {options.txt_db: stack.enter_context(split).text_db.meta}
+            check_vocabularies(metas, options.checkpoint, options.train_config)
             text_ids, image_names = split.text_db.ids, split.image_names
             candidates = read_candidates(options.candidates, text_ids, image_names) if options.candidates else None
             origin = {
@@ -78,10 +80,10 @@ def main(argv: Sequence[str]) -> None:
                 "box_rule": asdict(options.box_rule),
                 "candidates": candidates and candidates.fingerprint(),
                 "precision": f"{precision.name} on {device.type}",
-                "regularisers": list(REGULARISERS),
                 **split.fingerprint(),
             }
-        group.check_same(origin)
+            regularisers = check_regularisers(config.num_attention_heads)
+        group.check_same(origin | regularisers)
         group.broadcast(model.state_dict().values())
         LOGGER.info("weights from %s", loaded)
         LOGGER.info("%s; %s on %s", group.launcher, precision.name, device)
@@ -95,8 +97,8 @@ def main(argv: Sequence[str]) -> None:
         partial = results = None
         with group.raise_on_all_ranks():
             if group.is_main:
-                origin["checkpoint"] = sha256(options.checkpoint)
-                results = saved_results(output / "scores.json", origin, tables)
+                origin["checkpoint"] = checksum
+                results = saved_results(output / "scores.json", origin | regularisers, tables, options.checkpoint)
                 check_outputs(options, finished=results is not None)
                 if results is None:
                     shape = len(text_ids), len(image_names)
@@ -107,8 +109,8 @@ def main(argv: Sequence[str]) -> None:
             if scored is not None:
                 ids = {"txt_ids": np.array(list(text_ids)), "img_ids": np.array(list(image_names))}
                 save_npz(output / "scores.npz", scores=scored.scores, **ids)
-                more = {"workers": group.world_size, "ranking_head": loaded.head, "origin": origin}
-                more["files"] = {"scores.npz": sha256(output / "scores.npz")}
+                more = {"workers": group.world_size, "ranking_head": loaded.head, "origin": origin | regularisers}
+                more |= {"files": {"scores.npz": sha256(output / "scores.npz")}, "checkpoint_sha256": checksum}
                 results = measure(scored, split, candidates) | {
                     "alignment": alignment,
                     "seconds": time.perf_counter() - started,
@@ -118,16 +120,19 @@ def main(argv: Sequence[str]) -> None:
                 LOGGER.info("wrote %s and %s", output / "scores.json", output / "scores.npz")
         if results is None:
             return
-        remove_partial_scores(output)
-        print(tables(results))
+        if not read_only:
+            remove_partial_scores(output)
     report = output / "report"
-    if options.report and report.exists():
-        LOGGER.info("kept %s; remove it to write it again", report)
-    elif options.report:
-        from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
+    try:
+        if options.report and report.exists():
+            LOGGER.info("kept %s; remove it to write it again", report)
+        elif options.report:
+            from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
 
-        write_report([output], report, Path(options.report) if options.report != NO_PICTURES else None)
-        LOGGER.info("wrote %s", report / "index.html")
+            write_report([output], report, Path(options.report) if options.report != NO_PICTURES else None)
+            LOGGER.info("wrote %s", report / "index.html")
+    finally:  # last, because the reader of the output may have ended
+        print(tables(results))
 
 
 def measure(scored: ScoreMatrix, split: RetrievalSplit, candidates: Candidates | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Shapes: K boxes per image.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,15 +59,19 @@ def vocabulary_faults(meta: Mapping[str, Any], special: Collection[str]) -> Iter
             yield f"{token} is {short_repr(meta.get(token))}, expected a word-piece id from 0 to {size - 1}"
 
 
-def check_vocabularies(metas: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None) -> None:
-    """Raise ``InputError`` if the ``meta.json`` of some sources, or of the training of ``checkpoint``, differ in vocabulary.
+def check_vocabularies(
+    metas: Mapping[Any, Mapping[str, Any]], checkpoint: str | Path | None = None, train_config: str | Path | None = None
+) -> None:
+    """Raise ``InputError`` if the ``meta.json`` of some sources, or of the training of a model, differ in vocabulary.
 
-    The latter is known if the training's log is still there. Names are compared only if a checksum is missing.
+    The training is that of ``checkpoint`` if its log is still there, and that of ``train_config``, its ``log/hps.json``. Names
+    are compared only if a checksum is missing.
     """
-    log = Path(checkpoint or "").absolute().parent.parent / "log/vocabulary.json"
-    known: dict[Any, Mapping[str, Any]] = {log: read_object(log)} if checkpoint and log.exists() else {}
-    (origin, first), *others = (known | dict(metas)).items()
-    for source, meta in others:
+    logs = [Path(checkpoint).absolute().parent.parent / "log"] if checkpoint else []
+    logs += [Path(train_config).absolute().parent] if train_config else []
+    files = [log / "vocabulary.json" for log in logs]
+    known: dict[Any, Mapping[str, Any]] = {file: read_object(file) for file in files if file.exists()}
+    for (origin, first), (source, meta) in combinations((known | dict(metas)).items(), 2):
         keys = [key for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta and key in first]
         for key in keys[: -1 if "vocab_sha256" in keys else None]:
             if meta[key] != first[key]:

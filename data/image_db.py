@@ -20,7 +20,7 @@ from data.checks import BOX_COUNTS, all_finite, check_regions, is_text_list, rea
 from data.lmdb_store import LmdbReader, LmdbWriter, check_name
 from data.records import read_msgpack, read_npz, write_msgpack, write_npz
 from utils.errors import InputError
-from utils.files import save_json
+from utils.files import save_json, short_repr
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class ImageDatabase:
     """
 
     def __init__(self, path: Path | str, rule: BoxRule = PUBLISHED_RULE, *, compressed: bool = False) -> None:
+        if not isinstance(path, str | Path):
+            raise InputError(f"path is {short_repr(path)}, expected the folder of an image database")
         self.path = Path(path)
         self.rule = rule
         self._read = read_npz if compressed else read_msgpack
@@ -78,7 +80,7 @@ class ImageDatabase:
         return len(self._store)
 
     def __contains__(self, name: str) -> bool:
-        return not self.absent([name])
+        return isinstance(name, str) and not self.absent([name])
 
     def absent(self, names: Collection[str]) -> list[str]:
         """Return those of ``names`` that have no record or no box count."""
@@ -91,6 +93,8 @@ class ImageDatabase:
         return sum(most if self._kept is None else self._kept.get(name, 0) for name in names)
 
     def __getitem__(self, name: str) -> Image:
+        if not isinstance(name, str):
+            raise InputError(f"{self.path}: image {short_repr(name)}: expected the name of an image")
         record = self._store.get(name)
         wanted = ("features", "norm_bb") if self._filtered else ("features", "norm_bb", "conf")
         try:

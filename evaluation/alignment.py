@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +19,7 @@ from model.iais import MODALITIES, REGULARISERS, Modality, PairAttention
 from model.retrieval import ComputeSettings, RetrievalModel
 from model.uniter import MapRequest
 from utils.distributed import ProcessGroup
+from utils.errors import InputError
 from utils.logging import progress_bar
 
 PAIRS_PER_BLOCK = 32  # their maps are held together, heads × (words + regions)² numbers per pair
@@ -39,12 +42,27 @@ class PositivePairs(Dataset[PairBatch]):
 
 
 @torch.no_grad()
+def check_regularisers(heads: int) -> dict[str, str]:
+    """Try every regulariser; return a checksum of the source of each. Raises ``InputError`` as ``Regulariser.check`` does."""
+    checksums = {}
+    for name, loss in REGULARISERS.items():
+        loss.check(heads)
+        try:
+            source = inspect.getsource(loss.function)
+        except (OSError, TypeError):  # made by exec, or not written in Python
+            source = ""
+        checksums[f"regulariser {name}"] = hashlib.sha256(source.encode()).hexdigest()
+    return checksums
+
+
+@torch.no_grad()
 def alignment_of_positives(
     model: RetrievalModel, split: RetrievalSplit, compute: ComputeSettings, loader: Loader, group: ProcessGroup
 ) -> dict[str, dict[Modality, float]]:
     """Return the mean of each alignment loss over all positive pairs, in the last layer: {"singular": {"L": …, "V": …}, …}.
 
-    Collective; bitwise the same on rank 0 for any number of ranks, zeros on the others.
+    Collective; bitwise the same on rank 0 for any number of ranks, zeros on the others. Raises ``InputError`` if a loss is not
+    finite.
     """
     model.eval()
     last = model.config.num_hidden_layers - 1
@@ -55,7 +73,12 @@ def alignment_of_positives(
         text_lengths = batch.tokens.lengths[batch.pairs[:, 0]].tolist()
         pairs = [PairAttention.of_map(scores, length, last) for scores, length in zip(maps, text_lengths, strict=True)]
         losses = [loss(pair, modality) for loss in REGULARISERS.values() for modality in MODALITIES for pair in pairs]
-        return torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(MODALITIES), -1).sum(axis=2)
+        values = torch.stack(losses).double().cpu().numpy().reshape(len(REGULARISERS), len(MODALITIES), -1)
+        for loss, _, pair in np.argwhere(~np.isfinite(values))[:1]:
+            text, image = batch.pairs[pair].tolist()
+            named = f"text {batch.text_ids[text]!r} and image {batch.image_names[image]!r}"
+            raise InputError(f"the alignment loss {[*REGULARISERS][loss]} of {named} is not finite; correct the regulariser")
+        return values.sum(axis=2)
 
     total = np.zeros((len(REGULARISERS), len(MODALITIES)))
     with progress_bar(group.is_main, total=len(batches), desc="alignment") as bar:

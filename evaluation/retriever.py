@@ -131,24 +131,28 @@ class Retriever:
         model_config: str | Path,
         *,
         vocab: str | Path | None = None,
+        train_config: str | Path | None = None,
         device: str = "auto",
         precision: str | None = None,
         batch_size: int = 400,
     ) -> Retriever:
         """Load a model as ``inf_itm.py`` does, with its options; ``vocab`` is a ``vocab.txt``, by default of bert-base-cased.
 
-        Raises ``InputError`` if a file is missing, damaged, or does not fit the others, the checkpoint has no ranking head, or
-        the device or precision is not available.
+        ``train_config`` is the ``log/hps.json`` of the training, whose vocabulary must be the same. Raises ``InputError`` if a
+        file is missing, damaged, or does not fit the others, the checkpoint has no ranking head, or the device or precision is
+        not available.
         """
-        for name, path in (("checkpoint", checkpoint), ("model_config", model_config), ("vocab", vocab or "")):
+        for name, path in (("checkpoint", checkpoint), ("model_config", model_config)):
             _require(isinstance(path, str | Path), name, path, "the path of a file")
+        for name, optional in (("vocab", vocab), ("train_config", train_config)):
+            _require(optional is None or isinstance(optional, str | Path), name, optional, "the path of a file")
         _require(isinstance(device, str), "device", device, "auto, cpu, cuda, cuda:N or mps")
         _require(precision in (None, "auto", *DTYPES), "precision", precision, f"auto, {', '.join(DTYPES)} or None")
         _require(_are([batch_size], Integral) and batch_size >= 1, "batch_size", batch_size, "an integer of at least 1")
         where = choose_device(device)
         how = Precision(choose_precision(precision, False, where), where)
         tokenizer = load_tokenizer(vocab)
-        check_vocabularies({f"vocabulary {tokenizer.name}": tokenizer.meta()}, checkpoint)
+        check_vocabularies({f"vocabulary {tokenizer.name}": tokenizer.meta()}, checkpoint, train_config)
         model, _ = load_ranking_model(checkpoint, UniterConfig.from_json(model_config))
         chunk = ChunkSize.for_device(where, model.config.intermediate_size, batch_size)
         return cls(model, tokenizer, ComputeSettings(how, chunk, prepare=packed_for_inference))
@@ -156,7 +160,7 @@ class Retriever:
     @classmethod
     def from_options(cls, options: RetrieverOptions, batch_size: int = 400) -> Retriever:
         """Load the model that the options of a program name; see ``from_checkpoint``."""
-        given = {name: getattr(options, name) for name in ("vocab", "device", "precision")}
+        given = {name: getattr(options, name) for name in ("vocab", "train_config", "device", "precision")}
         return cls.from_checkpoint(options.checkpoint, options.architecture, batch_size=batch_size, **given)
 
     def check_vocabulary(self, text_db: TextDatabase) -> None:

@@ -99,6 +99,19 @@ class Regulariser:
         expected = f"a floating-point tensor of shape [], requires_grad {trains}, computed from the attention"
         raise InputError(f"regulariser {self.name} in {self.function.__module__} returned {given}; expected {expected}")
 
+    def check(self, heads: int) -> None:
+        """Try the loss on a pair before work starts. Raises ``InputError`` as ``__call__`` does, and if the function fails."""
+        attention = torch.zeros(heads, 29, 29, requires_grad=torch.is_grad_enabled())
+        pair = PairAttention.of_map(attention, text_length=14)
+        try:
+            for modality in MODALITIES:
+                self(pair, modality)
+        except InputError:
+            raise
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+            raise InputError(f"regulariser {self.name} in {self.function.__module__} failed: {wrong}") from error
+
 
 REGULARISERS: dict[str, Regulariser] = {}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import AnchorBatch
-from model.iais import REGULARISERS, PairAttention
+from model.iais import REGULARISERS
 from model.objective import LossTerms, Objective
 from model.retrieval import ComputeSettings, RetrievalModel
 from optim.optimizer import FlatGradient, build_optimizer, iais_weight, learning_rate
@@ -67,9 +67,8 @@ class Trainer:
             layers=model.config.layer_numbers(options.iais_layers, "iais_layers"),
             modality=options.iais_modality,
         )
-        if options.IAIS:  # tried before the first update, which comes after minutes
-            attention = torch.zeros(model.config.num_attention_heads, 29, 29, requires_grad=True)
-            REGULARISERS[options.IAIS](PairAttention.of_map(attention, text_length=14), "L")
+        if options.IAIS:  # the first update comes after minutes
+            REGULARISERS[options.IAIS].check(model.config.num_attention_heads)
         self.optimizer = build_optimizer(model, options.optim, options.betas, options.weight_decay)
         self.gradient = FlatGradient(model.parameters())
         self.state_is_consistent = True

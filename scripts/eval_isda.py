@@ -31,9 +31,10 @@ from evaluation.plots.style import save_figure
 from evaluation.results import made_with
 from evaluation.retriever import Retriever
 from utils.errors import InputError
-from utils.files import exclusive_folder, save_json
+from utils.files import exclusive_folder, save_json, sha256
 from utils.logging import log_to_screen
 from utils.options import option, parse_options, require
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("isda")
 
@@ -64,7 +65,9 @@ def main(argv: Sequence[str]) -> None:
     log_to_screen()
     options = parse_options(IsdaOptions, argv, __doc__ or "", inherit=FROM_TRAINING)
     with ExitStack() as stack:
+        stack.enter_context(StopSignal())
         retriever = Retriever.from_options(options)
+        checksum = sha256(options.checkpoint)
         config, counts = retriever.config, {}
         layers = config.layer_numbers(options.layers, "layers")
         compressed = options.compressed_db
@@ -81,7 +84,8 @@ def main(argv: Sequence[str]) -> None:
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts
         results["seconds"] = time.perf_counter() - started
-        results["provenance"] = made_with(options, retriever.compute.precision, image_db, vocabulary=retriever.tokenizer.name)
+        more = {"checkpoint_sha256": checksum, "vocabulary": retriever.tokenizer.name}
+        results["provenance"] = made_with(options, retriever.compute.precision, image_db, **more)
         save_json(output / "isda.json", results)
         save_figure(isda_figure(results), output / f"isda.{options.plot}")
     print(table(results))

@@ -25,6 +25,7 @@ from evaluation.retriever import Retriever
 from utils.files import exclusive_folder, save_json, sha256
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options, require
+from utils.signals import StopSignal
 
 LOGGER = logging.getLogger("winoground")
 
@@ -54,15 +55,17 @@ def main(argv: Sequence[str]) -> None:
     by_line = winoground.read_examples(path)
     examples = list(by_line.values())
     with ExitStack() as stack:
+        stack.enter_context(StopSignal())
         image_db = ImageDatabase(options.img_db, options.box_rule, compressed=options.compressed_db)
         stack.enter_context(closing(image_db))
         record_of = winoground.find_records(path, by_line, image_db)
         retriever = Retriever.from_options(options, options.batch_size)
+        checksum = sha256(options.checkpoint)
         winoground.check_captions(path, by_line, retriever)
         output = stack.enter_context(exclusive_folder(options.output_dir, "winoground.json"))
         scores = winoground.score_examples(retriever, examples, record_of, image_db)
         winoground.save_scores(output / "scores.jsonl", examples, scores)
-        more = {"examples_sha256": sha256(path), "vocabulary": retriever.tokenizer.name}
+        more = {"checkpoint_sha256": checksum, "examples_sha256": sha256(path), "vocabulary": retriever.tokenizer.name}
         results = {
             **winoground.summary(examples, scores),
             "seconds": time.perf_counter() - started,

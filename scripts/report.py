@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.startup import one_line_errors
 from evaluation.report.page import QUERIES, write_report
 from utils.errors import InputError
+from utils.signals import StopSignal
 
 
 @one_line_errors
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.queries < 1:
         raise InputError(f"--queries {options.queries}: expected at least 1")
-    write_report(options.runs, options.output, options.images, options.queries)
+    with StopSignal():
+        write_report(options.runs, options.output, options.images, options.queries)
     print(options.output / "index.html")
 
 

@@ -27,6 +27,7 @@ from evaluation.tables import fixed
 from utils.errors import InputError
 from utils.logging import log_to_screen
 from utils.options import check_at_least, option, parse_options
+from utils.signals import StopSignal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
         captions = [line.strip() for line in lines if line.strip()]
     if not captions:
         raise InputError("standard input has no caption, expected one per line")
-    with closing(ImageDatabase(words[0], options.box_rule, compressed=options.compressed_db)) as image_db:
+    database = ImageDatabase(words[0], options.box_rule, compressed=options.compressed_db)
+    with StopSignal(), closing(database) as image_db:
         ranked = Retriever.from_options(options).rank_each(captions, image_db, options.top)
     print("\n".join(map(as_json, captions, ranked)) if options.json else "\n\n".join(map(as_table, captions, ranked)))
 

@@ -33,6 +33,7 @@ from evaluation.retriever import Retriever
 from utils.errors import InputError, nearest
 from utils.logging import read_scalars
 from utils.options import check_at_least, check_sizes, option, parse_options, require
+from utils.signals import StopSignal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="see pair --help and run --help")
     given = parser.parse_args(arguments)
-    COMMANDS[given.command](given.options)
+    with StopSignal():
+        COMMANDS[given.command](given.options)
 
 
 def draw_pair(arguments: Sequence[str]) -> None:
@@ -100,7 +102,8 @@ def draw_pair(arguments: Sequence[str]) -> None:
     attentions = {}
     for model, checkpoint in zip(short_names(options.checkpoint), options.checkpoint, strict=True):
         architecture = options.model_config or model_config_of(options.checkpoint[0])
-        retriever = Retriever.from_checkpoint(checkpoint, architecture, vocab=options.vocab, device=options.device)
+        given = {"vocab": options.vocab, "train_config": options.train_config}
+        retriever = Retriever.from_checkpoint(checkpoint, architecture, **given, device=options.device)
         if isinstance(text, Text):
             retriever.check_vocabulary(text_db)
         layer = retriever.config.num_hidden_layers - 1 if options.layer == -1 else options.layer

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PARTIAL = ".partial"
+LOCK = ".lock"
 BUSY = "another run is using this folder; wait for it or choose another"
 
 _SHORT = reprlib.Repr()
@@ -88,9 +89,17 @@ def make_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"output_dir {str(folder)!r}: cannot be made ({reason})") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir {folder}: no permission to write in it, choose another folder")
+    if reason := why_not_writable(folder):
+        raise InputError(f"output_dir {folder}: {reason}, choose another folder")
     return folder
+
+
+def why_not_writable(folder: Path) -> str:
+    """Return why no file can be made in a folder that exists, "" if one can."""
+    if os.access(folder, os.W_OK | os.X_OK):
+        return ""
+    is_read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+    return "on a read-only file system" if is_read_only else "no permission to write in it"
 
 
 @contextmanager
@@ -111,7 +120,7 @@ def output_folder(path: str | Path) -> Iterator[Path]:
 def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
     """``output_folder``, for one process at a time. Raises ``InputError`` also if another is in it, or file ``new`` exists."""
     with output_folder(path) as folder:
-        name = folder / ".lock"
+        name = folder / LOCK
         try:
             file = open(name, "ab")  # noqa: SIM115 - closed below
         except OSError as error:
@@ -119,7 +128,11 @@ def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
         with file:
             lock(file, folder)
             # Whoever held it may have just ended and removed the file, and someone else may have made a new one.
-            if not name.exists() or not os.path.samestat(name.stat(), os.fstat(file.fileno())):
+            try:
+                is_ours = os.path.samestat(os.stat(name), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                is_ours = False
+            if not is_ours:
                 raise InputError(f"{folder}: {BUSY}")
             try:
                 if new and os.path.lexists(folder / new):
@@ -143,9 +156,12 @@ def lock(file: IO[Any], folder: Path) -> None:
 
 
 def new_folder(path: str | Path) -> Path:
-    """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and if it exists and is not empty."""
+    """Make folder ``path``. Raises ``InputError`` as ``make_folder`` does, and if it exists and is not empty.
+
+    The ``.lock`` that a killed process leaves does not count.
+    """
     folder = make_folder(path)
-    if (occupied := next(folder.iterdir(), None)) is not None:
+    if (occupied := next((entry for entry in folder.iterdir() if entry.name != LOCK), None)) is not None:
         raise InputError(f"output_dir {folder}: not empty (it holds {occupied.name}), expected a new or empty folder")
     return folder
 
@@ -210,7 +226,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     for parent in made:
                         parent.rmdir()
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except InputError as error:  # users know the folder by its later name
+        raise InputError(str(error).replace(str(folder), str(path))) from error
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:

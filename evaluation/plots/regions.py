@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image as Picture
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from utils.errors import InputError
 from utils.files import reading
@@ -25,13 +25,13 @@ _COLOURS = [colormaps["tab20"](2 * (number % 10) + number // 10 % 2) for number 
 
 def read_picture(path: str | Path) -> Picture.Image:
     """Read a picture as RGB, rotated as its EXIF data says, as detectors do. Raises ``InputError`` if it cannot be read."""
-    try:
-        with reading(path, "a picture") as file, Picture.open(file) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except InputError:
-        raise
-    except Exception as error:  # damaged pictures make the decoders raise nearly anything
-        raise InputError(f"{path}: cannot be read ({error}), expected a picture") from error
+    with reading(path, "a picture") as file:
+        try:
+            with Picture.open(file) as picture:
+                return ImageOps.exif_transpose(picture).convert("RGB")
+        except Exception as error:  # damaged pictures make the decoders raise nearly anything
+            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else f"cannot be read ({error})"
+            raise InputError(f"{path}: {reason}, expected a picture such as a JPEG or PNG file") from error
 
 
 def tiles_of(picture: Picture.Image, boxes: np.ndarray) -> list[np.ndarray]:

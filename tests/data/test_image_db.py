@@ -108,6 +108,15 @@ def test_what_is_written_is_read_in_every_layout(
         assert json.loads((tmp_path / counts).read_text()) == rows
 
 
+def test_arguments_of_another_kind(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="path is 5, expected the folder of an image database"):
+        ImageDatabase(5)  # type: ignore[arg-type]
+    write(tmp_path)
+    with pytest.raises(InputError, match="image 5: expected the name of an image"):
+        ImageDatabase(tmp_path, RULE)[5]  # type: ignore[index]
+    assert 5 not in ImageDatabase(tmp_path, RULE)  # type: ignore[operator]
+
+
 def test_the_filtered_database_is_preferred_to_all(tmp_path: Path) -> None:
     for rule, folder in ((None, "all"), (RULE, FOLDER)):
         write(tmp_path, rule)

@@ -229,6 +229,6 @@ def test_pictures_that_can_and_files_that_cannot_be(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "turned.png").size == (20, 80)
     (tmp_path / "not.jpg").write_bytes(b"words")
     (tmp_path / "cut.png").write_bytes((tmp_path / "turned.png").read_bytes()[:100])
-    for name, why in (("none.jpg", "no such file"), ("not.jpg", "cannot be read"), ("cut.png", "cannot be read")):
+    for name, why in (("none.jpg", "no such file"), ("not.jpg", "not a picture"), ("cut.png", "cannot be read")):
         with pytest.raises(InputError, match=rf"{name}: {why}.*, expected a picture"):
             read_picture(tmp_path / name)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from data.boxes import BoxRule
+from data.checks import check_vocabularies
 from data.image_db import Image, ImageDatabase
 from data.text_db import Text, TextDatabase
 from evaluation import retriever as module
@@ -147,8 +148,8 @@ WRONG: dict[str, Sequence[Any]] = {
     "image_db": (None, "db"), "image": ("a.npz", [IMAGE]),
     "images": (IMAGE, IMAGES, ["a.npz"], [replace(IMAGE, boxes=IMAGE.boxes[:2])]),
     "top": (0, 1.5, "3", True, float("nan")), "pairs": (None, [0, 0], [(0, 0.5)], [(0, 1)], [(-1, 0)], "00"),
-    "layers": (1, [], [1.0], [3], [-1], "0"), "checkpoint": (None, 5), "model_config": ({},), "vocab": (5,), "device": (5, "x"),
-    "precision": ("fp8", 16), "batch_size": (0, 1.5, "400"),
+    "layers": (1, [], [1.0], [3], [-1], "0"), "checkpoint": (None, 5), "model_config": ({},), "vocab": (5, 0),
+    "device": (5, "x"), "precision": ("fp8", 16), "batch_size": (0, 1.5, "400"), "train_config": (0, []),
 }  # fmt: skip
 
 
@@ -221,6 +222,10 @@ def test_checkpoints_and_vocabularies_that_do_not_fit(tmp_path: Path, caplog: py
     (tmp_path / "log/vocabulary.json").write_text('{"vocab_sha256": "of another", "toker": "the same"}')
     with pytest.raises(InputError, match=r"bert-base-cased: vocab_sha256 is 'eeaa.*, in .*vocabulary\.json it is 'of another'"):
         Retriever.from_checkpoint(tmp_path / "ckpt/model_best.pt", MODEL[1])
+    with pytest.raises(InputError, match=r"in .*log/vocabulary\.json it is 'of another'"):
+        Retriever.from_checkpoint(*MODEL, train_config=tmp_path / "log/hps.json")
+    with pytest.raises(InputError, match="c: CLS is 2, in b it is 1; expected the same vocabulary"):
+        check_vocabularies({"a": {"SEP": 3}, "b": {"CLS": 1}, "c": {"CLS": 2, "SEP": 3}})
 
 
 def test_the_documented_code_runs(capsys: pytest.CaptureFixture[str]) -> None:

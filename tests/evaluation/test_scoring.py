@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +13,8 @@ from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import lmdb
 import numpy as np
@@ -26,6 +30,7 @@ from evaluation import scoring
 from evaluation.alignment import alignment_of_positives
 from evaluation.candidates import Candidates, sampled_candidates
 from evaluation.scoring import partial_scores, score_matrix
+from model.iais import REGULARISERS, Regulariser
 from model.retrieval import ComputeSettings, RetrievalModel
 from tests import naive
 from tests.conftest import BUNDLED
@@ -34,6 +39,7 @@ from tests.test_programs import fails, inference
 from tests.test_ranks import first_texts
 from utils.distributed import SingleProcess
 from utils.errors import InputError
+from utils.files import sha256
 
 
 def ragged_candidates(split: RetrievalSplit) -> Candidates:
@@ -197,6 +203,7 @@ def test_resumes_and_replaces_only_with_the_same_model_and_data(
     ):  # fmt: skip
         line = fails(capsys, inf_itm.main, options(output=output, **{name: other}))
         assert f"belongs to an evaluation with another {name}" in line
+        assert ("checkpoint (was /" in line and f", is {other})" in line) == (name == "checkpoint" and output == whole)
     line = fails(capsys, inf_itm.main, options(img_db=tmp_path / "fewer", max_bb=99))
     assert "another max_bb (was 100, is 99), img_db; " in line
     assert [(begun / "scores.partial.npy").read_bytes(), (whole / "scores.npz").read_bytes()] == before
@@ -222,6 +229,33 @@ def test_a_finished_evaluation_is_printed_or_kept(
     assert (folder / "report/index.html").exists()
     inf_itm.main([*options, "--report"])
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    (folder / "report/index.html").unlink()
+    (folder / "report").rmdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(inf_itm, "print", Mock(side_effect=SystemExit), raising=False)  # as "| true" does
+        with pytest.raises(SystemExit):
+            inf_itm.main([*options, "--report"])
+    assert (folder / "report/index.html").exists()
+    with monkeypatch.context() as patch:
+        patch.setitem(REGULARISERS, "singular", Regulariser("singular", lambda pair: pair.scores.intra.mean(), alignment=True))
+        assert "with another regulariser singular; choose" in fails(capsys, inf_itm.main, options)
+        for wrong, message in ((lambda pair: pair.scores.intra, "returned torch.float32"), (lambda _: 1 / 0, "failed: Zero")):
+            patch.setitem(REGULARISERS, "wrong", Regulariser("wrong", wrong, alignment=False))
+            line = fails(capsys, inf_itm.main, inference(few_texts, BUNDLED.image_db, tmp_path / "new"))
+            assert f"regulariser wrong in tests.evaluation.test_scoring {message}" in line
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.results.provenance", lambda: {"commit": "", "torch": "", "modified": [" M inf_itm.py"]})
+        inf_itm.main(options)
+        assert "uncommitted changes" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        patch.setattr(os, "statvfs", Mock(return_value=Mock(f_flag=os.ST_RDONLY)))
+        changed = folder.stat().st_mtime_ns
+        inf_itm.main(options)
+        assert (capsys.readouterr().out, folder.stat().st_mtime_ns) == (printed, changed)
+        (tmp_path / "new").mkdir()
+        line = fails(capsys, inf_itm.main, inference(few_texts, BUNDLED.image_db, tmp_path / "new"))
+        assert "new: on a read-only file system, choose another folder" in line
     for name, damaged, reason in (
         ("scores.npz", before[folder / "scores.npz"][0][:-1], "scores.npz is damaged; remove this folder"),
         ("scores.npz", None, "scores.npz: no such file"),
@@ -261,3 +295,23 @@ def test_alignment_of_positives_is_the_mean_over_pairs(
     measured = alignment_of_positives(model, split, compute, loader, SingleProcess())
     for name, by_modality in expected.items():
         assert measured[name] == pytest.approx(by_modality, rel=1e-3, abs=1e-7)
+    calls = iter([1.0, math.nan, *[1.0] * 6])
+    monkeypatch.setitem(REGULARISERS, "odd", Regulariser("odd", lambda _: torch.tensor(next(calls)), alignment=False))
+    second = split.text_db[split.text_db.ids[1]]
+    with pytest.raises(InputError, match=f"loss odd of text '{second.id}' and image '{second.image}' is not finite"):
+        alignment_of_positives(model, split, compute, loader, SingleProcess())
+
+
+def test_the_checkpoint_that_was_read_is_recorded(tmp_path: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if another one takes its place while it is scored."""
+    checkpoint = shutil.copy(BUNDLED.folder / "model.pt", tmp_path)
+    expected, score = sha256(checkpoint), inf_itm.score_matrix
+
+    def replace_and_score(*arguments: Any, **named: Any) -> Any:
+        Path(checkpoint).write_bytes(b"another")
+        return score(*arguments, **named)
+
+    monkeypatch.setattr(inf_itm, "score_matrix", replace_and_score)
+    inf_itm.main(inference(few_texts, BUNDLED.image_db, tmp_path / "out", checkpoint=checkpoint))
+    made = json.loads((tmp_path / "out/scores.json").read_text())["provenance"]
+    assert made["checkpoint_sha256"] == made["origin"]["checkpoint"] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -292,4 +293,16 @@ def test_one_line_errors(
 ) -> None:
     main, options = {"isda": (eval_isda.main, scenes.isda), "winoground": (eval_winoground.main, scenes.winoground)}[program]
     assert message in fails(capsys, main, options(tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("main", "step"), [(eval_isda.main, "measure"), (eval_winoground.main, "winoground.score_examples")])
+def test_a_signal_leaves_nothing(
+    tmp_path: Path, scenes: Scenes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, main: Any, step: str
+) -> None:
+    monkeypatch.setattr(f"{main.__module__}.{step}", lambda *_: signal.raise_signal(signal.SIGTERM))
+    options = scenes.isda if step == "measure" else scenes.winoground
+    with pytest.raises(SystemExit, match="143"):
+        main(options(tmp_path / "out"))
+    assert "interrupted by SIGTERM" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ from evaluation.candidates import read_jsonl
 from evaluation.plots.regions import read_picture
 from evaluation.report.runs import read_scores
 from utils.errors import InputError
-from utils.files import atomic_file, read_json
+from utils.files import atomic_file, atomic_folder, exclusive_folder, new_folder, read_json
 from utils.logging import read_scalars
 from utils.tensors import load_tensors
 
@@ -47,3 +47,20 @@ def test_utf8_is_expected(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"one\ncaf\xe9\n")
     with pytest.raises(InputError, match=f"{name}: line 2: byte 0xe9 is not UTF-8, expected text in UTF-8"):
         READERS[name](tmp_path / name)
+
+
+def test_what_a_killed_or_ending_process_leaves_of_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".lock").touch()
+    assert new_folder(tmp_path) == tmp_path
+    monkeypatch.setattr("utils.files.lock", lambda file, folder: (folder / ".lock").unlink())
+    with pytest.raises(InputError, match="another run is using this folder"), exclusive_folder(tmp_path):
+        pass
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"it holds notes\.txt"):
+        new_folder(tmp_path)
+
+
+def test_an_error_names_the_output_not_its_temporary_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path}/page/index.html: cannot be written"):  # noqa: SIM117
+        with atomic_folder(tmp_path / "page") as folder, atomic_file(folder / "index.html"):
+            raise OSError(28, "No space left on device")

@@ -6,10 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from signal import SIGHUP, SIGINT, SIGTERM, raise_signal
 
 import pytest
 
+from scripts import report, search, visualize
+from tests.conftest import BUNDLED
 from tests.processes import ROOT
 from utils import signals
 from utils.errors import Interrupted
@@ -74,3 +77,21 @@ def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
     script = f"trap '' INT; exec {sys.executable} -c '{code}'"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("main", "step", "words"),
+    [
+        (report.main, "write_report", ["run", "--output", "page"]),
+        (visualize.main, "read_scalars", ["run", "run", "--output", "a.png"]),
+        (search.main, "Retriever.from_options", [BUNDLED.image_db, "a dog", "--checkpoint", "a", "--model_config", "a"]),
+    ],
+    ids=["report", "visualize", "search"],
+)
+def test_programs_say_which_signal_ended_them(
+    main: Callable[..., None], step: str, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{main.__module__}.{step}", lambda *_: raise_signal(SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        main(list(map(str, words)))
+    assert "interrupted by SIGTERM" in capsys.readouterr().err
