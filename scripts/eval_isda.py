@@ -24,6 +24,7 @@ from utils.startup import one_line_errors
 from data.image_db import ImageDatabase
 from data.split import RetrievalSplit
 from data.text_db import TextDatabase
+from evaluation.alignment import check_regularisers
 from evaluation.isda import annotated_pairs, matched_pairs, measure, table
 from evaluation.options import FROM_TRAINING, RetrieverOptions
 from evaluation.plots.curves import isda_figure
@@ -80,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
             split = RetrievalSplit(options.txt_db, options.img_db, config.input_limits, options.box_rule, compressed=compressed)
             image_db, pairs = stack.enter_context(split).image_db, matched_pairs(split)
             retriever.check_vocabulary(split.text_db)
+            check_regularisers(config.num_attention_heads)
         output = stack.enter_context(exclusive_folder(options.output_dir, "isda.json"))
         results = measure(retriever, pairs, layers, options.heads)
         results["counts"] |= counts

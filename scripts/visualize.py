@@ -24,6 +24,7 @@ from data.boxes import ImageOptions
 from data.image_db import ImageDatabase
 from data.picture_names import find_pictures
 from data.text_db import Text, TextDatabase
+from evaluation.alignment import check_regularisers
 from evaluation.options import FROM_TRAINING
 from evaluation.plots.curves import curves_figure
 from evaluation.plots.pair import VIEWS, caption_of, pair_figure
@@ -104,6 +105,7 @@ def draw_pair(arguments: Sequence[str]) -> None:
         architecture = options.model_config or model_config_of(options.checkpoint[0])
         given = {"vocab": options.vocab, "train_config": options.train_config}
         retriever = Retriever.from_checkpoint(checkpoint, architecture, **given, device=options.device)
+        check_regularisers(retriever.config.num_attention_heads)
         if isinstance(text, Text):
             retriever.check_vocabulary(text_db)
         layer = retriever.config.num_hidden_layers - 1 if options.layer == -1 else options.layer

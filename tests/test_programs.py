@@ -116,8 +116,9 @@ def test_training_then_evaluation(tmp_path: Path, few_texts: Path, capsys: pytes
     odd, message = tmp_path / "odd.db", "CLS is 7, in {} it is 101; expected the same vocabulary"
     shutil.copytree(few_texts, odd)
     (odd / "meta.json").write_text((odd / "meta.json").read_text().replace('"CLS": 101', '"CLS": 7'))
-    options = inference(odd, BUNDLED.image_db, tmp_path / "odd", checkpoint=run / "ckpt/model_best.pt")
-    assert message.format(run / "log/vocabulary.json") in fails(capsys, inf_itm.main, options)
+    for known in ({"checkpoint": run / "ckpt/model_best.pt"}, {"train_config": run / "log/hps.json"}):
+        options = inference(odd, BUNDLED.image_db, tmp_path / "odd", **known)
+        assert message.format(run / "log/vocabulary.json") in fails(capsys, inf_itm.main, options)
     for name in ("val_txt_db", "test_txt_db"):
         options = training(
             *databases, tmp_path / "odd", **{"test_img_db": BUNDLED.image_db, "test_txt_db": few_texts, name: odd}

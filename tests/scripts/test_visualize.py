@@ -15,6 +15,8 @@ from data.text_db import TextDatabase
 from data.tokenizer import load_tokenizer
 from evaluation.plots.curves import curves_figure, running_mean
 from evaluation.plots.style import short_names
+from model.iais import REGULARISERS, Regulariser
+from scripts import eval_isda
 from scripts.visualize import main
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
@@ -148,3 +150,16 @@ def test_mistakes_with_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 )
 def test_short_names(paths: str, expected: str) -> None:
     assert short_names(paths.split()) == expected.split()
+
+
+@pytest.mark.parametrize("program", ["pair", "isda"])
+def test_a_wrong_regulariser_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setitem(REGULARISERS, "wrong", Regulariser("wrong", lambda _: 1 / 0, alignment=False))
+    words = pair(tmp_path / "pair.png")
+    if program == "isda":
+        words = [*pair(tmp_path / "out", text_id=None)[1:-2], "--output_dir", str(tmp_path / "out")]
+    line = fails(capsys, main if program == "pair" else eval_isda.main, words)
+    assert "regulariser wrong in tests.scripts.test_visualize failed: ZeroDivisionError: division by zero" in line
+    assert not list(tmp_path.iterdir())
