@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ class Loader:
     workers: int = 0
     pin: bool = False
 
-    def __call__(self, dataset: Dataset[Item], indices: Sequence[int] | None = None) -> Iterator[Item]:
+    def __call__(self, dataset: Dataset[Item], indices: Sequence[int] | None = None) -> Generator[Item, None, None]:
         """Yield the batches with these ``indices``, all by default, on the device.
 
         Raises the dataset's ``InputError``, and ``WorkerFailed`` if the machine is to blame.

@@ -11,7 +11,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -117,11 +117,12 @@ def map_over_ranks(
     Yields (number, result) in order on rank 0 and nothing elsewhere. Collective: every rank must exhaust the iterator. Raises
     ``InputError`` as ``dataset`` and ``compute`` do, and ``RankLost``.
     """
-    batches = loader(dataset, numbers[group.rank :: group.world_size])
-    for first in range(0, len(numbers), group.world_size):
-        of_round = numbers[first : first + group.world_size]
-        own = compute(of_round[group.rank], next(batches)) if group.rank < len(of_round) else None
-        yield from zip(of_round, group.gather(own), strict=False)  # the last round may be shorter than the group
+    # Closed here: in a destructor, where an abandoned generator ends, Python would print and drop an interruption.
+    with closing(loader(dataset, numbers[group.rank :: group.world_size])) as batches:
+        for first in range(0, len(numbers), group.world_size):
+            of_round = numbers[first : first + group.world_size]
+            own = compute(of_round[group.rank], next(batches)) if group.rank < len(of_round) else None
+            yield from zip(of_round, group.gather(own), strict=False)  # the last round may be shorter than the group
 
 
 class _Images(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -238,7 +239,7 @@ class RunFolder:
             if not states:
                 LOGGER.warning("%s: no training state to resume from; starting from the beginning", self.path)
             return states[-1] if states else None
-        if states and Path(resume).resolve() != states[-1].resolve():
+        if states and os.path.realpath(resume) != os.path.realpath(states[-1]):
             raise InputError(
                 f"output_dir {self.path}: already holds another state ({states[-1].name}); choose a new or empty folder to "
                 f"resume from {resume}"
@@ -248,7 +249,7 @@ class RunFolder:
     def _older_than(self, damaged: Path) -> str:
         """A hint that names the newest state before ``damaged`` that can be resumed; "" if there is none."""
         *older, newest = self._states() or [Path()]
-        for state in reversed(older if newest.resolve() == damaged.resolve() else []):
+        for state in reversed(older if os.path.realpath(newest) == os.path.realpath(damaged) else []):
             with suppress(InputError):
                 self._read(state)
                 return f"; {state.name} is whole, remove the later ones to resume from it"

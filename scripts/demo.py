@@ -19,6 +19,7 @@ from utils.startup import one_line_errors
 from examples.scenes.demo import run_demo
 from utils.files import exclusive_folder
 from utils.provenance import ROOT
+from utils.signals import StopSignal
 
 
 @one_line_errors
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
-    with exclusive_folder("demo"):
+    with StopSignal(), exclusive_folder("demo"):
         run_demo(options.seed)
 
 

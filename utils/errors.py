@@ -83,7 +83,7 @@ def one_line_errors(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate ``main`` of a program to end with one line and an exit code instead of a traceback.
 
     Exit codes: 2 for ``InputError``, 3 for ``RankLost``, 128 plus the signal's number for ``Interrupted`` (143 for SIGTERM),
-    130 for Ctrl-C, 141 if nobody reads the output any more. An error that cannot be printed is dropped.
+    130 for Ctrl-C, 141 if the reader of stdout has ended. An error that cannot be printed is dropped.
     """
 
     @functools.wraps(main)

@@ -144,7 +144,7 @@ def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
 
 
 def lock(file: IO[Any], folder: Path) -> None:
-    """Lock an open file in ``folder`` for this process alone, not for those that it forks: it ends with it, however that ends.
+    """Lock an open file in ``folder`` until this process ends or closes it; forked children do not hold the lock.
 
     Raises ``InputError`` if another process holds it.
     """
@@ -153,6 +153,20 @@ def lock(file: IO[Any], folder: Path) -> None:
     except OSError as error:
         held = error.errno in (errno.EACCES, errno.EAGAIN)
         raise InputError(f"{folder}: {BUSY if held else f'cannot be locked ({error.strerror}); use another disk'}") from error
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds a ``lock`` on the file."""
+    try:
+        file = open(path, "rb+")  # noqa: SIM115 - closed below
+    except OSError:
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
 
 
 def new_folder(path: str | Path) -> Path:

@@ -77,12 +77,12 @@ def parse_options(
         raise InputError(f"unknown option {flag}{nearest(flag.split('=')[0], flags)}; --help lists all options")
     words = vars(given)
     config = words.pop("config", None)
-    values = _checked(cls, read_object(config), config) if config else {}
+    values = {} if config is None else _checked(cls, read_object(config), config)
     for name, word in words.items():
         values[name] = _convert(word, hints[name], f"--{name}", strict=isinstance(word, bool))
     inherited: dict[str, Any] = {}
     for name, keys in inherit.items():
-        if path := values.get(name):
+        if (path := values.get(name)) is not None:
             inherited |= _checked(cls, {key: value for key, value in read_object(path).items() if key in keys}, path)
     return options_from(cls, inherited | values, f"{config} and the command line" if config else "command line")
 
@@ -105,8 +105,11 @@ def _add_argument(parser: argparse.ArgumentParser, field: dataclasses.Field[Any]
         if field.metadata["flag_value"] is not None:
             settings |= {"nargs": "?", "const": field.metadata["flag_value"]}
     parser.add_argument(f"--{field.name}", **settings)
-    if type(None) in _alternatives(hint):
-        parser.add_argument(f"--no-{field.name}", action="store_const", const=None, dest=field.name, help=f"unset {field.name}")
+    if type(None) in _alternatives(hint) or field.default == "":
+        unset = "" if field.default == "" else None
+        parser.add_argument(
+            f"--no-{field.name}", action="store_const", const=unset, dest=field.name, help=f"unset {field.name}"
+        )
 
 
 def _type_hints(cls: type) -> dict[str, Any]:

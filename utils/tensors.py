@@ -61,7 +61,7 @@ def load_tensors(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can make torch raise anything
             reason = error if isinstance(error, InputError) else getattr(error, "strerror", None) or type(error).__name__
-            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason}); copy or download it again") from error
+            raise InputError(f"{path}: not a readable checkpoint of tensors ({reason})") from error
 
 
 class _Stream:

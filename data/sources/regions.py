@@ -167,4 +167,4 @@ def check_normalised(norm_bb: np.ndarray) -> None:
     stored = norm_bb.astype(np.float16).astype(np.float32)  # as inspect_db will see them
     if (wrong := wrong_sizes(stored)).any():
         number = int(wrong.argmax())
-        raise ValueError(f"box {number} is {norm_bb[number].tolist()}, expected w = x2 - x1 and h = y2 - y1 at its end")
+        raise ValueError(f"box {number} is {norm_bb[number].tolist()}, columns 5 and 6 must be x2 - x1 and y2 - y1")

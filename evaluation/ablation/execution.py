@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from evaluation.ablation.grid import START, Grid, Run, digest_of
 from utils.errors import InputError
-from utils.files import make_folder, read_json, save_json
+from utils.files import is_locked, make_folder, read_json, save_json
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -44,6 +46,12 @@ class Programs:
             self._running.discard(process)
         if code:
             raise ProgramFailed(f"{program}: {reason_of(code, log.read_bytes()[begin:].decode(errors='replace'))}")
+
+    def wait_for_others(self, folder: Path) -> None:
+        """Wait for a program that a killed ablation left at work in ``folder``."""
+        for file in (folder / "log/log.txt", folder / ".lock"):
+            while not self._stopped and is_locked(file):
+                time.sleep(0.5)
 
     def stop(self) -> None:
         """Terminate the running programs, of which trainings save first, and wait for them. A second Ctrl-C kills them."""
@@ -98,13 +106,15 @@ def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, progra
     if start is not None and start.exception() is not None:
         raise ProgramFailed(f"its {START} failed")
     log = logs / f"seed-{run.seed}-{run.folder.name}.txt"
-    trained, recalls, winoground = _results(run, grid)
+    trained, recalls, winoground = result_files(run, grid)
+    programs.wait_for_others(run.folder)
     if not trained.exists():
         config = log.with_suffix(".json")
         save_json(config, vars(run.options))
         programs.run("train_itm_hard_negatives.py", ["--config", str(config), "--resume"], log)  # or start, if nothing is saved
     model = ["--checkpoint", str(run.weights(grid.checkpoint)), "--train_config", str(run.folder / "log/hps.json")]
     model += ["--device", run.options.device, *(["--precision", run.options.precision] if run.options.precision else [])]
+    programs.wait_for_others(recalls.parent)
     if not recalls.exists():
         databases = ["--txt_db", grid.test_txt_db, "--img_db", grid.test_img_db, "--n_workers", str(run.options.workers)]
         programs.run("inf_itm.py", [*databases, *model, "--output_dir", str(recalls.parent)], log)
@@ -115,10 +125,10 @@ def _train_and_evaluate(run: Run, grid: Grid, start: Future[None] | None, progra
 
 def is_done(run: Run, grid: Grid) -> bool:
     """Return whether the run has been trained and evaluated."""
-    return all(path.exists() for path in _results(run, grid) if path)
+    return all(path.exists() for path in result_files(run, grid) if path)
 
 
-def _results(run: Run, grid: Grid) -> tuple[Path, Path, Path | None]:
+def result_files(run: Run, grid: Grid) -> tuple[Path, Path, Path | None]:
     """The last file of the training, and those with the recalls and, if the grid asks for them, the Winoground scores."""
 
     def folder(kind: str, *inputs: Any) -> Path:
@@ -130,14 +140,22 @@ def _results(run: Run, grid: Grid) -> tuple[Path, Path, Path | None]:
 
 
 def metrics_of(run: Run, grid: Grid) -> dict[str, float]:
-    """Read the numbers of a run that is done: recalls, ``winoground_text`` …, ``alignment_singular_L`` … of matched pairs."""
-    _, recalls, winoground = _results(run, grid)
-    scores: dict[str, Any] = read_json(recalls)
+    """Read the numbers of a run that is done: recalls, ``winoground_text`` …, ``alignment_singular_L`` … of matched pairs.
+
+    Raises ``InputError`` if a file is damaged.
+    """
+    _, recalls, winoground = result_files(run, grid)
+    scores, winoground_scores = read_json(recalls), read_json(winoground) if winoground else {}
     recall_names = [f"{direction}_{name}" for direction in ("txt", "img") for name in ("r1", "r5", "r10", "r_mean")]
-    metrics = {name: scores[name] for name in (*recall_names, "r_mean")}
-    if winoground:
-        winoground_scores = read_json(winoground)
-        metrics |= {f"winoground_{name}": winoground_scores[name] for name in ("text", "image", "group")}
-    for kind, by_modality in scores["alignment"].items():
-        metrics |= {f"alignment_{kind}_{modality}": value for modality, value in by_modality.items()}
+    try:
+        metrics = {name: scores[name] for name in (*recall_names, "r_mean")}
+        if winoground:
+            metrics |= {f"winoground_{name}": winoground_scores[name] for name in ("text", "image", "group")}
+        for kind, by_modality in scores["alignment"].items():
+            metrics |= {f"alignment_{kind}_{modality}": value for modality, value in by_modality.items()}
+        if not all(map(math.isfinite, metrics.values())):
+            raise ValueError("a number is not finite")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        damaged = f"{recalls}{f' or {winoground}' if winoground else ''}"
+        raise InputError(f"{damaged}: damaged ({error!r}); remove the file's folder and rerun to evaluate again") from error
     return metrics

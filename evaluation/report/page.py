@@ -23,7 +23,7 @@ from evaluation.report.charts import count_ranks, rank_chart, score_chart
 from evaluation.report.queries import Captions, HardQuery, Pair, displayable, hardest_queries, word_attention
 from evaluation.report.runs import COLUMNS, DIRECTIONS, Direction, Extremes, Run, compare, read_runs
 from evaluation.tables import fixed
-from utils.errors import InputError
+from utils.errors import InputError, counted
 from utils.files import atomic_file, atomic_folder
 
 LOGGER = logging.getLogger(__name__)
@@ -58,12 +58,12 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
     thumbnails = _save_thumbnails(find_pictures(images, shown), folder) if images else {}
     attention, reasons = zip(*(word_attention(*of_run, text_db) for of_run in zip(runs, pairs, strict=True)), strict=True)
     view = _View(runs, text_db, Captions(text_db), thumbnails, attention)
-    counted = {direction: count_ranks(runs, direction) for direction in DIRECTIONS}
+    rank_counts = {direction: count_ranks(runs, direction) for direction in DIRECTIONS}
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": _number, "signed": _signed}
+    environment.filters |= {"number": _number, "signed": _signed, "counted": counted}
     return environment.get_template("template.html").render(
         style=Markup(style),
         script=Markup(script),
@@ -79,7 +79,7 @@ def _page(text_db: TextDatabase, runs: Sequence[Run], folder: Path, images: Path
         rows=compare(runs, text_db.image_of),
         directions=DIRECTIONS,
         regularisers=list(dict.fromkeys(name for run in runs for name in run.alignment)),
-        ranks={key: (counts, rank_chart([run.name for run in runs], counts)) for key, counts in counted.items()},
+        ranks={key: (counts, rank_chart([run.name for run in runs], counts)) for key, counts in rank_counts.items()},
         scores=[{key: (score_chart(extremes), _summary(extremes)) for key, extremes in run.extremes.items()} for run in runs],
         hard={key: [view.query(key, number, query) for number, query in enumerate(hard[key])] for key in DIRECTIONS},
     )

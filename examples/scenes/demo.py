@@ -20,7 +20,7 @@ from evaluation.recall import table
 from evaluation.tables import fixed
 from optim.options import TrainOptions
 from utils.errors import InputError
-from utils.files import read_json, save_json
+from utils.files import is_locked, read_json, save_json
 from utils.options import parse_options
 from utils.provenance import ROOT
 
@@ -79,9 +79,17 @@ def train(title: str, config: str, output: Path, *options: str, invalidates: Pat
     if finished and read_json(output / "log/hps.json") == wanted:
         print(f"=== {title}: kept from an earlier call (make clean to start again)")
     else:
-        shutil.rmtree(invalidates or output, ignore_errors=True)
+        remove(invalidates or output)
         seconds = run(title, "train_itm_hard_negatives.py", *command)
         save_json(output / "log/seconds.json", seconds)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of trainings. Raises ``InputError`` if one is running, which outlives a killed demo."""
+    for log in folder.glob("**/log/log.txt"):
+        if is_locked(log):
+            raise InputError(f"{log.parent.parent}: a training is running in this folder; wait for it or end it")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def evaluate(title: str, data: Path, trained: Path) -> dict[str, Any]:
@@ -116,8 +124,13 @@ def run(title: str, program: str, *arguments: str | Path) -> float:
     started = time.perf_counter()
     # One thread is fastest for such a small model, and leaves a core to the process that reads the data.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, program, *map(str, arguments)], cwd=ROOT, env=environment, check=False)
-    if done.returncode:
+    with subprocess.Popen([sys.executable, program, *map(str, arguments)], cwd=ROOT, env=environment) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()  # and wait for it, which may have to save
+            raise
+    if code:
         print(flush=True)  # ends this program, too, if nobody reads their output any more
-        raise InputError(f"{program} failed with exit code {done.returncode}; fix this and run the demo again to resume it")
+        raise InputError(f"{program} failed with exit code {code}; fix this and run the demo again to resume it")
     return time.perf_counter() - started

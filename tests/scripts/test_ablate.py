@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.ablation.execution import ProgramFailed, Programs, reason_of, run_all
+from evaluation.ablation.execution import ProgramFailed, Programs, reason_of, result_files, run_all
 from evaluation.ablation.grid import RESULT_NEUTRAL, Grid, Run, planned
 from evaluation.ablation.table import as_markdown, estimate, rows_of
 from evaluation.plots.curves import ablation_figure
+from examples.scenes import demo
 from optim.options import TrainOptions
 from scripts import ablate
 from tests.conftest import BUNDLED
 from tests.test_programs import fails
+from utils.errors import InputError
 from utils.options import read_json_as
 
 ROOT = Path(__file__).parent.parent.parent
@@ -226,3 +228,32 @@ def test_the_figure(tmp_path: Path) -> None:
     assert difference.get_title(loc="left") == "difference to IAIS=none"
     ablate.write(runs, {runs[1]: metrics[runs[1]]}, {runs[0]: "no disk"}, tmp_path)  # one value without a baseline
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("contents", ["{}", "[]", '{"alignment": null}', '{"txt_r1": NaN}'])
+def test_damaged_results_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], contents: str) -> None:
+    path = written(tmp_path, grid=[{"margin": [0.2]}])
+    grid = read_json_as(Grid, path)
+    (run,) = planned(grid, path, tmp_path / "out", TrainOptions)
+    for file in (run.folder / "log/results.json", scores := result_files(run, grid)[1]):
+        file.parent.mkdir(parents=True)
+        file.write_text(contents)
+    message = fails(capsys, ablate.main, [str(path), "--output", str(tmp_path / "out")])
+    assert f"{scores}: damaged" in message
+
+
+def test_programs_that_a_killed_ablation_left_are_waited_for(tmp_path: Path) -> None:
+    """Neither the next ablation nor the demo touches the folder of a running training."""
+    log = tmp_path / "log/log.txt"
+    log.parent.mkdir()
+    code = "import sys, time; from pathlib import Path; from utils.files import lock; file = open(sys.argv[1], 'ab'); "
+    code += "lock(file, Path()); print('locked', flush=True); time.sleep(1)"
+    holder = subprocess.Popen([sys.executable, "-c", code, log], cwd=ROOT, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(InputError, match="a training is running in this folder"):
+        demo.remove(tmp_path)
+    Programs().wait_for_others(tmp_path)
+    assert holder.wait(0.1) == 0
+    demo.remove(tmp_path)
+    assert not tmp_path.exists()

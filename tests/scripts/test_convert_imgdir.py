@@ -83,7 +83,7 @@ def test_bad_files_are_listed_and_the_rest_converted(folder: Path, tmp_path: Pat
     assert listed["b_noconf"] == "has no conf"
     assert "not an .npz" in listed["b_short"]
     assert "expected a number of boxes from 1 to 5" in listed["b_nbb"]
-    assert "expected w = x2 - x1 and h = y2 - y1" in listed["b_size"]
+    assert "columns 5 and 6 must be x2 - x1 and y2 - y1" in listed["b_size"]
     assert listed["n_wide"] == "has 24 features per box, expected 12 as in the first image"
     numbers = json.loads((tmp_path / "db/nbb.json").read_text())
     assert numbers == {**{f"made_{number:012d}.npz": 1 + number for number in range(11)}, "padded.npz": 3}
