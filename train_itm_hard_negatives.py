@@ -12,7 +12,7 @@ from utils.startup import one_line_errors  # isort: split
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import torch
 
@@ -105,7 +105,8 @@ def main(argv: Sequence[str]) -> None:
         with group.raise_on_all_ranks():
             cache = ImageCache.of(training, loader, options.image_cache * 2**30)
         dataset.without_images = cache is not None
-        batches = loader(dataset, dataset.anchor_batches_after(run.progress.updates * trainer.micro_steps))
+        anchors = dataset.anchor_batches_after(run.progress.updates * trainer.micro_steps)
+        batches = stack.enter_context(closing(loader(dataset, anchors)))
         batches = interruptible(map(cache.fill, batches) if cache else batches, stop)
 
         def validate() -> dict[str, float]:

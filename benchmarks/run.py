@@ -23,10 +23,11 @@ from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors  # isort: split
+
 import torch
 from torch import nn
 
-from utils.startup import one_line_errors
 from benchmarks.machine import describe, fastest_product, in_new_process, memory_peak, seconds_of, start_memory_peak, timing
 from benchmarks.reference import Reference, decode, read
 from benchmarks.synthetic import HARD, compute_settings, open_split, random_model, train_options, write_data

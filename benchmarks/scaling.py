@@ -21,9 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.startup import one_line_errors  # isort: split
+
 import numpy as np
 
-from utils.startup import one_line_errors
 from benchmarks.machine import CPU, seconds_of, timing
 from benchmarks.synthetic import compute_settings, open_split, random_model, train_options, write_data
 from data.datasets import HardNegativeDataset

@@ -38,8 +38,8 @@ class Loader:
         order: Sequence[int] = range(len(dataset)) if indices is None else indices  # type: ignore[arg-type]
         items: Iterator[Item] = (self._pinned(_read(dataset, index)) for index in order)
         if self.workers:
-            read = partial(_encoded, dataset)
-            items = in_order(read, order, self.workers, finish=self._decoded, ahead=2, method="fork", option="n_workers")
+            how: dict[str, Any] = {"finish": self._decoded, "method": "fork", "option": "--n_workers, or 0"}
+            items = in_order(partial(_encoded, dataset), order, self.workers, ahead=2, **how)
         for item in items:
             yield item.to(self.device)
 
@@ -57,7 +57,7 @@ def _read(dataset: Dataset[Item], index: int) -> Item:
     try:
         return dataset[index]
     except (OSError, MemoryError) as error:
-        raise WorkerFailed(f"cannot read a batch ({error or 'memory ran out'})") from error
+        raise WorkerFailed(f"cannot read a batch ({str(error) or 'memory ran out'})") from error
 
 
 def _encoded(dataset: Dataset[Item], index: int) -> tuple[bytes, list[pickle.PickleBuffer]]:

@@ -23,6 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from examples.scenes.captions import CAPTIONS, NUMBERS
 from examples.scenes.dataset import SPLITS, Recipe, make_scenes
 from utils.errors import InputError
+from utils.parallel import cores
 
 
 @one_line_errors
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--items", type=int, nargs=2, default=(3, 6), metavar=("MIN", "MAX"), help="items per scene (default 3 6)"
     )
     parser.add_argument("--relations", type=int, default=2, help="captions per image, of 5, that relate two items (default 2)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument("--workers", type=int, default=cores(), help="processes (default: all cores)")
     options = parser.parse_args(arguments)
     for name in (*SPLITS, "workers"):
         if getattr(options, name) < 1:

@@ -22,6 +22,11 @@ import optim.trainer
 rate = optim.trainer.learning_rate
 optim.trainer.learning_rate = lambda update, *rest: rate(update, *rest) if update < 3 else open("/the/cable")
 """
+KILLED_READING = """
+import os, sys, data.loader, inf_itm
+data.loader._read = lambda *_: os.kill(os.getpid(), 9)
+inf_itm.main(sys.argv[1:])
+"""
 NOT_FINITE = """
 import itertools, model.objective
 hinge, calls = model.objective.hinge, itertools.count(1)
@@ -74,6 +79,7 @@ def output_of(process: Process, folder: Path, seconds: float) -> str:
         ("training", "--train_img_dbs /nowhere", "1", r"rank 1 on \S+: /nowhere: no such image database"),
         ("inference", "--img_db /nowhere", "1", r"rank 1 on \S+: /nowhere: no such image database"),
         ("training", "--seed 6", "1", r"rank 1 on \S+: seed: not the same as on rank 0"),
+        ("training", "--no_such", "01", "unknown option --no_such"),
         ("training", "--negative_size 100", "01", "/.*40 images, expected more than negative_size 100"),
     ],
 )
@@ -81,9 +87,10 @@ def test_a_mistake_on_some_ranks(tmp_path: Path, launcher: str, program: str, op
     words = ["inf_itm.py", *inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run")]
     words = long_training(tmp_path) if program == "training" else words
     output = output_of(start_two(launcher, words, f'set -- "$@" {options}', ranks), tmp_path, 60)
-    (error,) = re.findall(r"error: ((?:rank \d|/).*)", output)
+    (error,) = re.findall(r"error: ((?:rank \d|/|unknown).*)", output)
     assert re.match(message, error)
     assert "Traceback" not in output.partition("error: ")[0]
+    assert "terminate called" not in output
     assert not (tmp_path / "run").exists()
 
 
@@ -115,8 +122,9 @@ def test_a_killed_rank(tmp_path: Path, launcher: str) -> None:
         ("ulimit -n 20", 2, r"error: cannot start a worker \(.*Too many open files\)"),
         ("ulimit -f 10", 2, r"error: \S+: cannot be written \(File too large\)"),
         ("mount -t tmpfs -o ro tmpfs /dev/shm", 0, "after 2 updates, validation"),
+        ("mount -t tmpfs -o size=64k tmpfs /dev/shm", 0, "after 2 updates, validation"),
     ],
-    ids=["descriptors", "file size", "shared memory is read-only"],
+    ids=["descriptors", "file size", "shared memory is read-only", "shared memory is small"],
 )
 def test_what_the_machine_lacks(tmp_path: Path, shell: str, code: int, message: str) -> None:
     """Workers need no shared memory, and what they need is named."""
@@ -153,6 +161,25 @@ def test_workers_that_die_or_stall(
     end = re.fullmatch(rf"{message}.*; saved (\S+/state-\d+.pt); resume with python train_itm_\S+ --config \S+ --resume", line)
     assert end, line
     assert Path(end[1]).exists()
+
+
+@pytest.mark.parametrize("gap", [0.05, 0.3])
+def test_ctrl_c_that_arrives_twice(tmp_path: Path, gap: float) -> None:
+    """As from the terminal and from the launcher."""
+    process = saved(start("", 1, sys.executable, *long_training(tmp_path, n_workers=2, image_cache=0)), tmp_path)
+    for pause in (gap, 0):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(pause)
+    last = output_of(process, tmp_path, 30).splitlines()[-1]
+    assert process.returncode == 130
+    assert re.match(r"interrupted by SIGINT; saved \S+; resume with", last), last
+
+
+def test_a_killed_worker_of_an_evaluation(tmp_path: Path) -> None:
+    words = inference(BUNDLED.text_db, BUNDLED.image_db, tmp_path / "run", n_workers=2)
+    output = finish(start("", 1, sys.executable, "-c", KILLED_READING, *words), 60, code=2)
+    assert re.match("error: a worker was killed.*; try a lower --n_workers, or 0$", output.splitlines()[-1])
+    assert "Traceback" not in output
 
 
 def test_two_hosts(tmp_path: Path) -> None:

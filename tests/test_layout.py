@@ -89,7 +89,7 @@ def test_help(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [*PROGRAMS, "benchmarks.run", "benchmarks.scaling"])
 def test_missing_packages_are_one_line(program: str) -> None:
     done = run(sys.executable, "-S", FILES[program], "--help")
     if program == "scripts.download_itm":  # which runs before anything is installed

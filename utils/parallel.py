@@ -14,7 +14,7 @@ import pickle
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -51,6 +51,11 @@ class WorkerFailed(InputError):
     """The machine, not the input, is to blame: a worker process was killed, or none can be started."""
 
 
+def cannot_start(error: Exception, option: str) -> WorkerFailed:
+    """Return what to raise if ``error`` prevents another of the processes, whose number is set by ``option``."""
+    return WorkerFailed(f"cannot start a worker ({error}); try a lower {option}, or see ulimit -a")
+
+
 def in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
@@ -59,7 +64,7 @@ def in_order(
     finish: Callable[[Result], Any] = lambda result: result,
     ahead: int = 4,
     method: Literal["spawn", "fork"] = "spawn",
-    option: str = "--nproc (--workers of make_scenes.py)",
+    option: str = "--nproc",
 ) -> Iterator[Any]:
     """Yield ``finish(function(item))`` in the order of ``items``; ``function`` is called in worker processes.
 
@@ -82,9 +87,10 @@ def in_order(
         worker = idle.get()
         try:
             result, failure, trace = worker(item)
-        except (EOFError, OSError) as error:
-            failures.append(WorkerFailed(f"a worker was killed, perhaps because memory ran out; try a lower {option}"))
-            raise failures[-1] from error
+        except (EOFError, OSError):
+            with suppress(InvalidStateError):  # not the first one
+                died.set_exception(WorkerFailed(f"a worker was killed, perhaps because memory ran out; try a lower {option}"))
+            raise
         finally:
             idle.put(worker)
         if failure is not None:
@@ -92,13 +98,12 @@ def in_order(
         return finish(result)
 
     def oldest() -> Any:
-        result = pending.popleft().result()
-        if failures:  # without waiting for its turn
-            raise failures[0]
-        return result
+        first = pending.popleft()
+        wait((first, died), return_when=FIRST_COMPLETED)  # the worker of the oldest item may be stalled
+        return (died if died.done() else first).result()
 
     pending: deque[Future[Any]] = deque()
-    failures: list[WorkerFailed] = []
+    died: Future[Any] = Future()  # fails when a worker dies
     threads = ThreadPoolExecutor(processes)
     try:
         for item in items:
@@ -108,7 +113,7 @@ def in_order(
                     idle.put(workers[-1])
                 pending.append(threads.submit(apply, item))
             except (OSError, RuntimeError) as error:
-                raise WorkerFailed(f"cannot start a worker ({error}); try a lower {option}, or see ulimit -a") from error
+                raise cannot_start(error, option) from error
             if len(pending) > ahead * processes:
                 yield oldest()
         while pending:
@@ -154,16 +159,28 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, parents: Connection
         while True:
             item = pipe.recv()
             try:
-                answer: tuple[Any, ...] = function(item), None, ""
+                views = _views((function(item), None, ""))
             except Exception as error:
-                answer = None, error, traceback.format_exc()
-            buffers: list[pickle.PickleBuffer] = []  # not copied into the pickle
-            head = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
-            views = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+                views = _views((None, _picklable(error), traceback.format_exc()))
             pipe.send([view.nbytes for view in views])
             for view in views:
                 while view:
                     view = view[os.write(pipe.fileno(), view) :]
+
+
+def _views(answer: tuple[Any, ...]) -> list[memoryview]:
+    """Pickle ``answer``, its buffers apart and not copied."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
+    return [memoryview(head), *(buffer.raw() for buffer in buffers)]
+
+
+def _picklable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its __reduce__ or __init__ raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 @atexit.register

@@ -20,7 +20,8 @@ class StopSignal:
 
     Only the first signal counts, so that nothing interrupts the clean-up that it causes; but a later Ctrl-C raises
     ``KeyboardInterrupt`` at once, for users who would rather lose what is in memory. A signal that the parent process ignores
-    stays ignored. ``advice`` is appended to the message.
+    stays ignored. ``advice`` is appended to the message. On exit the former handlers return, except that of
+    Ctrl-C if there was a signal: the clean-up goes on.
     """
 
     def __init__(self, advice: str = "") -> None:
@@ -38,7 +39,8 @@ class StopSignal:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former_handlers.items():
-            signal.signal(number, handler)
+            if number != signal.SIGINT or self._received is None:
+                signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from data.lmdb_store import MAX_KEY_BYTES, LmdbReader
 from utils import files
 from utils.errors import InputError
 from utils.files import short_repr
+from utils.parallel import WorkerFailed, cannot_start
 from utils.signals import blocked, ignore_stop_signals
 
 UNREADABLE = "files that cannot be read"
@@ -51,10 +52,8 @@ class _AnnouncingReader(LmdbReader):
 def _child(folder: Path, produce: Callable[..., Iterable[Any]], *args: Any) -> Iterator[Iterator[Any]]:
     """The items of ``produce(store, *args)``, which reads an LMDB folder in a child process.
 
-    Iterating raises ``InputError`` as ``produce`` does, and ``_ChildDied``.
+    Iterating raises ``InputError`` as ``produce`` does, and ``_ChildDied``. Raises ``WorkerFailed`` if no child can be started.
     """
-    pipe, theirs = _FORK.Pipe(duplex=False)
-    note = mmap.mmap(-1, MAX_KEY_BYTES)
 
     def serve() -> None:
         pipe.close()  # so that the pipe breaks when the parent ends
@@ -87,8 +86,13 @@ def _child(folder: Path, produce: Callable[..., Iterable[Any]], *args: Any) -> I
         return _ChildDied(f"{folder / 'data.mdb'}: {where}, the process that read it {how}")
 
     process = _FORK.Process(target=serve, daemon=True)
-    with theirs, blocked():
-        process.start()
+    try:
+        pipe, theirs = _FORK.Pipe(duplex=False)
+        note = mmap.mmap(-1, MAX_KEY_BYTES)
+        with theirs, blocked():
+            process.start()
+    except OSError as error:
+        raise cannot_start(error, "--nproc") from error
     try:
         yield items()
     finally:
@@ -153,6 +157,8 @@ def read_names(folder: Path, faults: Faults) -> tuple[list[str] | None, bytes | 
         with _child(folder, _names) as items:
             *batches, listed = items
         return [name for batch in batches for name in batch], listed
+    except WorkerFailed:
+        raise
     except InputError as error:
         faults.add(UNREADABLE, str(error))
         return None, None

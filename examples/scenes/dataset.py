@@ -131,7 +131,7 @@ def make_scenes(output: Path, counts: dict[str, int], recipe: Recipe, processes:
     with atomic_folder(output) as root:
         for folder in ("images", "features", "entities/Sentences", "entities/Annotations", "winoground"):
             (root / folder).mkdir(parents=True)
-        drawn = in_order(partial(write_image, root, recipe=recipe), jobs, processes)
+        drawn = in_order(partial(write_image, root, recipe=recipe), jobs, processes, option="--workers")
         images = list(tqdm(drawn, total=len(jobs), desc="drawing scenes", unit="image", disable=None))
         dataset = json.dumps({"dataset": "scenes", "images": images}, indent=1)
         (root / "dataset_scenes.json").write_text(dataset, encoding="utf-8")

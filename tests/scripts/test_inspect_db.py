@@ -142,6 +142,13 @@ def test_refusals(tmp_path: Path, words: list[str], message: str) -> None:
     assert message in seen.errors
 
 
+def test_too_few_descriptors() -> None:
+    words = [sys.executable, "scripts/inspect_db.py", BUNDLED.text_db]
+    done = subprocess.run(["bash", "-c", 'ulimit -n 7; exec "$@"', "bash", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: cannot start a worker \(.*Too many open files\); try a lower --nproc, .*\n", done.stderr)
+
+
 def test_program_in_ascii_and_in_several_processes(tmp_path: Path) -> None:
     tokenizer, database = load_tokenizer(), tmp_path / "many.db"
     ids = tokenizer.encode("A red circle is left of a small blue square.")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from utils.errors import InputError
-from utils.parallel import in_order
+from utils.parallel import WorkerFailed, in_order
 
 
 def double(number: int) -> int:
@@ -21,6 +21,22 @@ def double(number: int) -> int:
     if number == 13:
         os.kill(os.getpid(), signal.SIGKILL)
     return 2 * number
+
+
+class StrangeError(Exception):
+    def __init__(self, number: int, problem: str) -> None:
+        super().__init__(f"{number} {problem}")
+
+
+def strange(number: int) -> object:
+    if number:
+        raise StrangeError(number, "is strange")
+    return lambda: 0
+
+
+def stall_and_die(number: int) -> None:
+    time.sleep(number)
+    os.kill(os.getpid(), signal.SIGKILL if number else signal.SIGSTOP)
 
 
 def test_results_are_in_order_and_workers_do_not_run_ahead() -> None:
@@ -45,6 +61,14 @@ def test_errors_of_workers_arrive() -> None:
             list(in_order(double, items, 2))
     with pytest.raises(AttributeError):  # a function that cannot be pickled
         list(in_order(lambda item: item, [1], 2))
+    for number, error, message in ((0, AttributeError, "pickle"), (1, RuntimeError, "StrangeError: 1 is strange")):
+        with pytest.raises(error, match=message):
+            list(in_order(strange, [number], 1, method="fork"))
+
+
+def test_a_killed_worker_beside_a_stalled_one() -> None:
+    with pytest.raises(WorkerFailed, match=r"killed.*; try a lower --nproc$"):
+        list(in_order(stall_and_die, [0, 1], 2, method="fork"))
 
 
 @pytest.mark.parametrize("size", [100, 3_000_000])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from signal import SIGHUP, SIGINT, SIGTERM, raise_signal
 
 import pytest
@@ -27,6 +27,26 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
+ENDED = """
+import atexit, os, sys
+from utils.startup import one_line_errors
+from utils.errors import InputError
+@one_line_errors
+def main(error):
+    if error:
+        raise InputError(error)
+atexit.register(os.kill, os.getpid(), 2)
+main(sys.argv[1])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    handler = signal.getsignal(SIGINT)
+    yield
+    signal.signal(SIGINT, handler)
+
+
 @pytest.mark.parametrize("number", [SIGTERM, SIGINT, SIGHUP])
 def test_at_once_or_deferred(number: signal.Signals) -> None:
     before = signal.getsignal(number)
@@ -41,7 +61,7 @@ def test_at_once_or_deferred(number: signal.Signals) -> None:
         with pytest.raises(Interrupted), stop.deferred(), stop.at_once():
             reached.append("a wait")
     assert reached == ["end of the block"]
-    assert signal.getsignal(number) is before
+    assert (signal.getsignal(number) is before) == (number != SIGINT)  # the clean-up goes on
 
 
 @pytest.mark.parametrize(("numbers", "raised"), [([SIGTERM], Interrupted), ([], RuntimeError)])
@@ -70,6 +90,12 @@ def test_only_a_later_ctrl_c_interrupts_the_clean_up(monkeypatch: pytest.MonkeyP
 def test_ctrl_c_during_the_imports(program: str) -> None:
     done = subprocess.run([sys.executable, "-c", AT_TORCH, program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(("error", "code", "lines"), [("", 0, ""), ("wrong", 2, "error: wrong\n")])
+def test_ctrl_c_after_the_end(error: str, code: int, lines: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDED, error], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, lines)
 
 
 def test_a_signal_that_the_parent_ignores_stays_ignored() -> None:
