@@ -122,17 +122,17 @@ def main(argv: Sequence[str]) -> None:
             return
         if not read_only:
             remove_partial_scores(output)
-    report = output / "report"
-    try:
-        if options.report and report.exists():
-            LOGGER.info("kept %s; remove it to write it again", report)
-        elif options.report:
-            from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
+        report = output / "report"
+        try:
+            if options.report and report.exists():
+                LOGGER.info("kept %s; remove it to write it again", report)
+            elif options.report:
+                from evaluation.report.page import write_report  # takes a second to import, and is rarely needed
 
-            write_report([output], report, Path(options.report) if options.report != NO_PICTURES else None)
-            LOGGER.info("wrote %s", report / "index.html")
-    finally:  # last, because the reader of the output may have ended
-        print(tables(results))
+                write_report([output], report, Path(options.report) if options.report != NO_PICTURES else None)
+                LOGGER.info("wrote %s", report / "index.html")
+        finally:  # last, because the reader of the output may have ended
+            print(tables(results))
 
 
 def measure(scored: ScoreMatrix, split: RetrievalSplit, candidates: Candidates | None) -> dict[str, Any]:
@@ -150,9 +150,13 @@ def measure(scored: ScoreMatrix, split: RetrievalSplit, candidates: Candidates |
 
 def check_outputs(options: InferenceOptions, finished: bool) -> None:
     """Raise ``InputError`` before scoring starts if there is another evaluation's report, or no pictures for one."""
-    report = Path(options.output_dir) / "report"
-    if not finished and os.path.lexists(report):
-        raise InputError(f"{report}: already exists, but no scores.json; remove it or choose another output_dir")
+    folder = Path(options.output_dir)
+    strays = [folder / "report"]
+    if not (folder / "scores.partial.npy").exists():  # otherwise a kill came between the scores and scores.json
+        strays.append(folder / "scores.npz")
+    for stray in strays:
+        if not finished and os.path.lexists(stray):
+            raise InputError(f"{stray}: already exists, but no scores.json; remove it or choose another output_dir")
     if options.report not in (None, NO_PICTURES) and not Path(options.report or "").is_dir():
         raise InputError(f"report {options.report}: no such folder, expected a folder of pictures")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +71,7 @@ def saved_results(
 
     Raises ``InputError`` if it has another origin or is damaged: ``table`` fails, or a file that belongs to it has changed.
     """
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     results: Any = read_json(file)
     made: Any = results.get("provenance") if isinstance(results, dict) else None

@@ -105,7 +105,10 @@ class Regulariser:
         pair = PairAttention.of_map(attention, text_length=14)
         try:
             for modality in MODALITIES:
-                self(pair, modality)
+                loss = self(pair, modality)
+                if loss.requires_grad and torch.autograd.grad(loss, attention, allow_unused=True)[0] is None:
+                    message = "returned a loss that does not depend on the attention; it would train nothing"
+                    raise InputError(f"regulariser {self.name} in {self.function.__module__} {message}")
         except InputError:
             raise
         except Exception as error:

@@ -88,8 +88,8 @@ def main(argv: Sequence[str]) -> None:
         results["seconds"] = time.perf_counter() - started
         more = {"checkpoint_sha256": checksum, "vocabulary": retriever.tokenizer.name}
         results["provenance"] = made_with(options, retriever.compute.precision, image_db, **more)
-        save_json(output / "isda.json", results)
         save_figure(isda_figure(results), output / f"isda.{options.plot}")
+        save_json(output / "isda.json", results)  # last: with it, the evaluation is finished
     print(table(results))
     LOGGER.info("%s", results["counts"])
     LOGGER.info("wrote %s and isda.%s beside it", output / "isda.json", options.plot)

@@ -121,6 +121,8 @@ def exclusive_folder(path: str | Path, new: str = "") -> Iterator[Path]:
     """``output_folder``, for one process at a time. Raises ``InputError`` also if another is in it, or file ``new`` exists."""
     with output_folder(path) as folder:
         name = folder / LOCK
+        if os.path.lexists(name) and (name.is_symlink() or not name.is_file()):
+            raise InputError(f"{name}: not a regular file; remove it or choose another output_dir")
         try:
             file = open(name, "ab")  # noqa: SIM115 - closed below
         except OSError as error:
@@ -248,7 +250,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, name: str = "") -> None:
     """Remove the temporary files in ``folder`` that a killed process left of files whose names begin with ``name``."""
     for leftover in folder.glob(f".{name}*{PARTIAL}"):
-        leftover.unlink()
+        if leftover.is_file():
+            leftover.unlink()
 
 
 def sync_folder(path: Path) -> None:

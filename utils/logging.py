@@ -66,6 +66,8 @@ class RunLog:
 
     def __init__(self, folder: Path, updates: int = 0) -> None:
         self.folder = folder
+        if (folder / "log.txt").exists() and not (folder / "log.txt").is_file():
+            raise InputError(f"{folder / 'log.txt'}: not a regular file; remove it or choose another output_dir")
         with self._disk_errors("log.txt"):
             self.file = _LogFile(folder / "log.txt")
         try:

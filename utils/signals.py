@@ -94,12 +94,20 @@ def killable() -> Iterator[None]:
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Delay signals in this thread, and in a child process that starts within the block until it ignores them."""
+    """Delay signals in the main thread, and in a child process that starts within the block until it ignores them."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    arrived: list[int] = []  # in other threads, for which Python runs the handler in the main one all the same
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if callable(signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: arrived.append(number))
     try:
         yield
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        for delayed in arrived:
+            signal.raise_signal(delayed)
 
 
 def ignore_stop_signals() -> None:
