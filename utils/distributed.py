@@ -142,8 +142,9 @@ class ProcessGroup:
             if self.is_main:
                 print_error(error)
             self.share(None)  # or the launcher might kill rank 0 before it has printed
-            self._close()  # or C++ might complain of its threads
-            sys.exit(2)
+            self._close()
+            sys.stdout.flush()
+            os._exit(2)  # at a regular exit C++ sometimes aborts because of its threads: "terminate called ..."
         if isinstance(error, InputError):
             print_error(f"rank {self.rank} on {socket.gethostname()}: {error}")
             sys.exit(2)
