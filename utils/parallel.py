@@ -119,7 +119,7 @@ def in_order(
         while pending:
             yield oldest()
     finally:
-        for worker in workers:  # what they hold is nobody's; a forked one also holds the pipes of those before it
+        for worker in workers:  # their results are not needed; a forked one also holds the pipes of those before it
             worker.process.kill()
         threads.shutdown(cancel_futures=True)
         for worker in workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,8 @@ def blocked() -> Iterator[None]:
     """Delay signals in the main thread, and in a child process that starts within the block until it ignores them."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     arrived: list[int] = []  # in other threads, for which Python runs the handler in the main one all the same
-    handlers = {number: signal.getsignal(number) for number in SIGNALS if callable(signal.getsignal(number))}
+    in_main = threading.current_thread() is threading.main_thread()  # only there handlers can be set
+    handlers = {number: signal.getsignal(number) for number in SIGNALS if in_main and callable(signal.getsignal(number))}
     for number in handlers:
         signal.signal(number, lambda number, frame: arrived.append(number))
     try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from signal import SIGHUP, SIGINT, SIGTERM, raise_signal
 
 import pytest
@@ -121,3 +122,15 @@ def test_programs_say_which_signal_ended_them(
     with pytest.raises(SystemExit, match="143"):
         main(list(map(str, words)))
     assert "interrupted by SIGTERM" in capsys.readouterr().err
+
+
+def test_a_signal_to_another_thread_waits_for_the_end_of_the_block() -> None:
+    """Python runs its handler in the main thread, whatever signals that one blocks."""
+    reached = []
+    with StopSignal(), ThreadPoolExecutor(1) as thread:
+        thread.submit(time.sleep, 0).result()  # it starts before the block, whose mask it would inherit
+        with pytest.raises(Interrupted), signals.blocked():  # noqa: PT012
+            thread.submit(raise_signal, SIGTERM).result()
+            time.sleep(0.01)
+            reached.append("end of the block")
+    assert reached == ["end of the block"]
