@@ -72,9 +72,10 @@ def check_vocabularies(
     files = [log / "vocabulary.json" for log in logs]
     known: dict[Any, Mapping[str, Any]] = {file: read_object(file) for file in files if file.exists()}
     for (origin, first), (source, meta) in combinations((known | dict(metas)).items(), 2):
-        keys = [key for key in ("CLS", "SEP", "MASK", "UNK", "vocab_sha256", "toker") if key in meta and key in first]
-        for key in keys[: -1 if "vocab_sha256" in keys else None]:
-            if meta[key] != first[key]:
+        shared = meta.keys() & first.keys()
+        contents = "vocab_sha256" if "vocab_sha256" in shared else "toker"
+        for key in ("CLS", "SEP", "MASK", "UNK", contents):
+            if key in shared and meta[key] != first[key]:
                 wrong = f"{key} is {short_repr(meta[key])}, in {origin} it is {short_repr(first[key])}"
                 raise InputError(f"{source}: {wrong}; expected the same vocabulary")
 

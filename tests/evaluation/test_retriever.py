@@ -226,6 +226,9 @@ def test_checkpoints_and_vocabularies_that_do_not_fit(tmp_path: Path, caplog: py
         Retriever.from_checkpoint(*MODEL, train_config=tmp_path / "log/hps.json")
     with pytest.raises(InputError, match="c: CLS is 2, in b it is 1; expected the same vocabulary"):
         check_vocabularies({"a": {"SEP": 3}, "b": {"CLS": 1}, "c": {"CLS": 2, "SEP": 3}})
+    check_vocabularies({"a": {"toker": "x", "vocab_sha256": "1"}, "b": {"toker": "y", "vocab_sha256": "1"}})
+    with pytest.raises(InputError, match="b: vocab_sha256 is '2', in a it is '1'"):
+        check_vocabularies({"a": {"vocab_sha256": "1"}, "b": {"toker": "x", "vocab_sha256": "2"}})
 
 
 def test_the_documented_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
